@@ -1,0 +1,66 @@
+//! A new file with the content of another.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::error::Result;
+use crate::files;
+use crate::sparse::{self, CopyMethod, Named};
+
+/// Makes the file `to`, private to its owner, with the content of `from` (whose name for errors is `from_path`),
+/// sharing extents where the file system can; holes stay holes. Durable when it returns, content and name. Moves the
+/// offset of `from`.
+///
+/// # Errors
+/// [`Error::Exists`](crate::Error::Exists), [`Error::NoSpace`](crate::Error::NoSpace) and others of the file system;
+/// `to` is then not left behind.
+pub fn copy_file(from: &File, from_path: &Path, to: &Path) -> Result<CopyMethod> {
+    let source = Named { file: from, path: from_path };
+    make(source, sparse::length(source)?, to, |copy| files::sync(copy, to))
+}
+
+/// Makes the file `to` with the `bytes` bytes of `from`. Its name is durable; its content will be when somebody
+/// flushes it.
+pub(crate) fn make_copy(from: Named<'_>, bytes: u64, to: &Path) -> Result<CopyMethod> {
+    make(from, bytes, to, |_| Ok(()))
+}
+
+fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Result<()>) -> Result<CopyMethod> {
+    let file = files::create(to)?;
+    let fill = || {
+        let method = sparse::clone_or_copy(from, Named { file: &file, path: to }, bytes)?;
+        settle(&file)?;
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+        files::sync_dir(parent.unwrap_or(Path::new(".")))?;
+        Ok(method)
+    };
+    // The first error is the one that counts.
+    fill().inspect_err(|_| drop(files::remove(to)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::fault::{Fault, with};
+
+    #[test]
+    fn a_failed_copy_leaves_no_file() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        std::fs::write(&from, [7; 9000]).expect("write");
+        let file = File::open(&from).expect("open");
+        for at in 0.. {
+            let (result, steps) = with(Fault::Fail(at, libc::ENOSPC), || copy_file(&file, &from, &to));
+            if steps.len() <= at {
+                result.expect("nothing failed");
+                break;
+            }
+            assert!(matches!(result, Err(Error::NoSpace { .. })), "{:?}", steps[at]);
+            assert!(!to.exists(), "{:?}", steps[at]);
+        }
+        assert_eq!(std::fs::read(&to).expect("read"), [7; 9000]);
+        assert!(matches!(copy_file(&file, &from, &to), Err(Error::Exists { .. })));
+        assert_eq!(std::fs::read(&to).expect("read"), [7; 9000], "what exists stays as it is");
+    }
+}

@@ -1,0 +1,55 @@
+//! A layer between this crate and the file system, for its tests: it records the operations of a thread in order, and
+//! can fail one of them or, like a crash, let none happen from some point on.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An operation and what it was to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) operation: &'static str,
+    pub(crate) path: PathBuf,
+}
+
+/// What goes wrong, counting operations from 0.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    None,
+    /// The operation with this number fails with this errno and does nothing.
+    Fail(usize, i32),
+    /// The process dies before this operation: neither it nor any later one happens.
+    Die(usize),
+}
+
+#[derive(Debug)]
+struct Layer {
+    fault: Fault,
+    steps: Vec<Step>,
+}
+
+thread_local! {
+    static LAYER: RefCell<Option<Layer>> = const { RefCell::new(None) };
+}
+
+/// Runs `work` with `fault` and returns what it did.
+pub(crate) fn with<T>(fault: Fault, work: impl FnOnce() -> T) -> (T, Vec<Step>) {
+    LAYER.with_borrow_mut(|layer| *layer = Some(Layer { fault, steps: Vec::new() }));
+    let result = work();
+    let layer = LAYER.with_borrow_mut(Option::take).expect("nobody else takes it");
+    (result, layer.steps)
+}
+
+/// See [`crate::files`].
+pub(crate) fn step(operation: &'static str, path: &Path) -> io::Result<()> {
+    LAYER.with_borrow_mut(|layer| {
+        let Some(layer) = layer else { return Ok(()) };
+        let now = layer.steps.len();
+        layer.steps.push(Step { operation, path: path.to_path_buf() });
+        match layer.fault {
+            Fault::Fail(at, errno) if at == now => Err(io::Error::from_raw_os_error(errno)),
+            Fault::Die(at) if at <= now => Err(io::Error::from_raw_os_error(libc::EIO)),
+            _ => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,217 @@
+//! Every operation of this crate that changes a file system, and the guarded ways of opening what is in one. Each
+//! announces itself to [`step`] first, so that a test can see their order, fail one, or stop the world there.
+//!
+//! Invariants: no file of an image is ever overwritten; what is created is private to its owner (0700, 0600); of an image only
+//! regular files are opened, never through a symbolic link of their own and never blocking on a pipe.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, copy_file_range, renameat2};
+
+use crate::error::{Error, Result};
+#[cfg(test)]
+use crate::fault::step;
+use crate::reflink::reflink;
+
+/// Called before each operation with its name and what it changes; the operation happens only if this succeeds.
+#[cfg(not(test))]
+#[inline(always)]
+fn step(_operation: &'static str, _path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Makes a directory that only its owner can use.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    step("mkdir", path)
+        .and_then(|()| DirBuilder::new().mode(0o700).create(path))
+        .map_err(|source| Error::io(path, "make the directory", source))
+}
+
+/// Makes an empty file that only its owner can use, open for reading and writing.
+pub(crate) fn create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    step("create", path).and_then(|()| options.open(path)).map_err(|source| Error::io(path, "make the file", source))
+}
+
+/// Opens a file of an image for reading, and says how long it is.
+pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
+    let failed = |source: io::Error| match source.raw_os_error() {
+        Some(libc::ELOOP) => Error::Damaged { path: path.to_path_buf(), why: "it is a symbolic link".to_owned() },
+        _ => Error::io(path, "open it", source),
+    };
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        let why = if metadata.is_dir() { "it is a directory" } else { "it is not a regular file" };
+        return Err(Error::Damaged { path: path.to_path_buf(), why: why.to_owned() });
+    }
+    Ok((file, metadata.len()))
+}
+
+/// Reads a whole file of an image of at most `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let (file, bytes) = open(path)?;
+    if bytes > limit {
+        return Err(Error::TooLarge { path: path.to_path_buf(), bytes, limit });
+    }
+    let mut content = Vec::with_capacity(bytes as usize);
+    // It may grow while it is read: the bound holds for what is read, not only for what fstat(2) said.
+    file.take(limit).read_to_end(&mut content).map_err(|source| Error::io(path, "read it", source))?;
+    Ok(content)
+}
+
+/// Fills `buf` from `offset` on; a file that ends before that was truncated.
+pub(crate) fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(buf, offset).map_err(|source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Damaged {
+            path: path.to_path_buf(),
+            why: format!("it ends before offset {}", offset + buf.len() as u64),
+        },
+        _ => Error::io(path, "read it", source),
+    })
+}
+
+/// Writes all of `bytes` at `offset`, without a copy or an allocation: the caller makes an [`Error`] of a failure.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    step("write", Path::new(""))?;
+    file.write_all_at(bytes, offset)
+}
+
+/// Gives a file its length. What was not written reads as zeros and takes no space.
+pub(crate) fn set_len(file: &File, path: &Path, bytes: u64) -> Result<()> {
+    step("set_len", path)
+        .and_then(|()| file.set_len(bytes))
+        .map_err(|source| Error::io_wanting(path, "give it its length", bytes, source))
+}
+
+/// Makes the empty file `to` share all of `from`; see [`reflink`](crate::reflink).
+pub(crate) fn share_extents(from: &File, to: &File) -> io::Result<()> {
+    step("reflink", Path::new("")).and_then(|()| reflink(from, to))
+}
+
+/// Copies up to `count` bytes at `offset` to the same place of `to`, inside the kernel (copy_file_range(2)).
+pub(crate) fn copy_range(from: &File, to: &File, offset: u64, count: usize) -> io::Result<usize> {
+    step("copy", Path::new(""))?;
+    let copy = || {
+        let (mut source, mut target) = (offset as i64, offset as i64);
+        Ok(copy_file_range(from, Some(&mut source), to, Some(&mut target), count)?)
+    };
+    retry(copy)
+}
+
+/// Waits until a file's content and length are durable.
+pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
+    step("sync", path)
+        .and_then(|()| retry(|| file.sync_all()))
+        // Space may be found missing only now, where it is allocated late.
+        .map_err(|source| {
+            let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+            Error::io_wanting(path, "make it durable", bytes, source)
+        })
+}
+
+/// Waits until the names in a directory are durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    let directory = open_dir(path)?;
+    step("sync_dir", path)
+        .and_then(|()| retry(|| directory.sync_all()))
+        .map_err(|source| Error::io(path, "make its entries durable", source))
+}
+
+/// Opens a directory, following a symbolic link to it.
+pub(crate) fn open_dir(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+        .map_err(|source| Error::io(path, "open the directory", source))
+}
+
+/// Renames within a directory, replacing what had the name.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    step("rename", to).and_then(|()| std::fs::rename(from, to)).map_err(|source| Error::io(to, "rename to it", source))
+}
+
+/// Renames a directory to a name that nothing has: in one atomic step it exists, or the name was taken and it does not.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    let flags = RenameFlags::RENAME_NOREPLACE;
+    let renamed = step("rename_new", to).and_then(|()| retry(|| Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, flags)?)));
+    match renamed {
+        // A file system without the flag (NFS and some others). rename(2) replaces an empty directory at most.
+        Err(source) if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(Error::Exists { path: to.to_path_buf() });
+            }
+            rename(from, to)
+        }
+        other => other.map_err(|source| Error::io(to, "rename to it", source)),
+    }
+}
+
+/// Makes a symbolic link.
+pub(crate) fn symlink(target: &Path, link: &Path) -> Result<()> {
+    step("symlink", link)
+        .and_then(|()| std::os::unix::fs::symlink(target, link))
+        .map_err(|source| Error::io(link, "make the link", source))
+}
+
+/// Removes a file or link.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    step("remove", path)
+        .and_then(|()| std::fs::remove_file(path))
+        .map_err(|source| Error::io(path, "remove it", source))
+}
+
+/// Removes a directory with all that is in it, following no link.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    step("remove_tree", path)
+        .and_then(|()| std::fs::remove_dir_all(path))
+        .map_err(|source| Error::io(path, "remove the directory", source))
+}
+
+/// A lock on a directory, for as long as this value lives; `None` if somebody else has it.
+pub(crate) fn try_lock_dir(path: &Path) -> Result<Option<Flock<File>>> {
+    let mut directory = open_dir(path)?;
+    loop {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((again, Errno::EINTR)) => directory = again,
+            Err((_, errno)) => {
+                return Err(Error::io(path, "lock the directory, which needs a local file system", errno.into()));
+            }
+        }
+    }
+}
+
+/// True if the open directory is still the one at `path`.
+pub(crate) fn is_at(directory: &File, path: &Path) -> bool {
+    match (directory.metadata(), path.symlink_metadata()) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+/// Bytes that the file system of `path`, or of the nearest directory above that exists, has left for this user; 0 if
+/// that cannot be had.
+pub(crate) fn free_bytes(path: &Path) -> u64 {
+    path.ancestors()
+        .find_map(|ancestor| nix::sys::statvfs::statvfs(ancestor).ok())
+        .map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// Repeats a system call for as long as signals interrupt it.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What a checkpoint *is*: saved states, the image on disk, its commit and its verification.
+//!
+//! An image is a directory (`names.rs` has its picture). It is made by a [`StagedImage`], which becomes visible in one
+//! atomic step, whole and durable, and it is read through an [`Image`], which exists only after manifest, state and
+//! chunk maps have been compared with their digests. A [`Store`] is a directory of images.
+//!
+//! This crate knows nothing of KVM, event loops or virtio: guest RAM is memory, a disk is a file, a device is a name
+//! with a versioned [`Saved`] value.
+
+mod chunk_map;
+mod commit;
+mod copy;
+mod digest;
+mod error;
+#[cfg(test)]
+mod fault;
+mod files;
+mod image;
+pub mod limits;
+mod manifest;
+mod memory;
+mod names;
+mod progress;
+mod reflink;
+mod saved;
+mod sparse;
+mod staged;
+mod staging_dir;
+mod store;
+mod wire;
+
+pub use chunk_map::{ChunkMap, Region};
+pub use copy::copy_file;
+pub use digest::{Chunk, Digest, FileDigest};
+pub use error::{Error, Result, Versions};
+pub use image::Image;
+pub use manifest::{FORMAT_VERSION, FileEntry, Manifest, ManifestHead};
+pub use memory::{MemoryImage, Run};
+pub use progress::{Phase, Progress};
+pub use saved::{Saved, Snapshot, StateMap};
+pub use sparse::CopyMethod;
+pub use staged::{DiskCapture, StagedImage};
+pub use store::{Entry, Store};

@@ -1,0 +1,52 @@
+//! Making the directory that an image is staged in.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::Flock;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::limits::NAME_TRIES_MAX;
+use crate::names;
+
+/// Makes the directory of checkpoints if it is missing, and its name durable.
+pub(crate) fn make_parent(parent: &Path) -> Result<()> {
+    let refuse = |path: &Path, why| Error::NoParent { path: path.to_path_buf(), why };
+    match std::fs::metadata(parent) {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(_) => return Err(refuse(parent, "it is not a directory")),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) if source.raw_os_error() == Some(libc::ENOTDIR) => {
+            return Err(refuse(parent, "it lies in something that is not a directory"));
+        }
+        Err(source) => return Err(Error::io(parent, "look at it", source)),
+    }
+    let above = parent.parent().filter(|above| above.is_dir());
+    let above = above.ok_or_else(|| refuse(parent, "it does not exist, nor does the directory above"))?;
+    match files::create_dir(parent) {
+        Err(Error::Exists { .. }) if parent.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => files::sync_dir(above),
+    }
+}
+
+/// Makes a staging directory and locks it. A sweep may find it before the lock does; then another name is tried.
+pub(crate) fn make(parent: &Path) -> Result<(Uuid, PathBuf, Flock<File>)> {
+    for _ in 0..NAME_TRIES_MAX {
+        let id = Uuid::new_v4();
+        let directory = parent.join(names::staging(id));
+        files::create_dir(&directory)?;
+        match files::try_lock_dir(&directory) {
+            Ok(Some(lock)) if files::is_at(&lock, &directory) => return Ok((id, directory, lock)),
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                let _ = files::remove_tree(&directory);
+                return Err(error);
+            }
+        }
+    }
+    Err(Error::NoParent { path: parent.to_path_buf(), why: "what is made in it disappears at once" })
+}
