@@ -1,0 +1,72 @@
+//! `ckvmm list`: the checkpoints in a store.
+
+use std::path::PathBuf;
+
+use ckvmm_snapshot::{Entry, Manifest, Store};
+use serde_json::{Value, json};
+
+use super::{ExitStatus, UsageError, output};
+
+/// Name of what makes a directory a checkpoint.
+const MANIFEST: &str = "manifest.json";
+
+/// List the checkpoints in a directory, oldest first
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  ckvmm list node0.ckvmm/checkpoints")]
+pub(super) struct Args {
+    /// A directory of checkpoints
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
+        let shown = self.store.display();
+        if self.store.join(MANIFEST).exists() {
+            let line = format!("{shown}: is one checkpoint, not a directory of them; use ckvmm inspect {shown}");
+            return Err(UsageError(line).into());
+        }
+        let entries = Store::new(&self.store).list()?;
+        if self.json {
+            output::print_json(&entries.iter().map(as_json).collect::<Vec<_>>())?;
+        } else {
+            let header = ["CHECKPOINT", "CREATED", "VM", "MEMORY", "ON DISK", "PAUSE", "ID"];
+            output::print(&output::table(&header, entries.iter().map(row)))?;
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+fn as_json(entry: &Entry) -> Value {
+    match &entry.manifest {
+        Ok(manifest) => json!({
+            "path": entry.path,
+            "on_disk_bytes": output::on_disk(&entry.path, manifest),
+            "manifest": manifest,
+        }),
+        Err(e) => json!({ "path": entry.path, "error": e.to_string() }),
+    }
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let name = entry.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match &entry.manifest {
+        Ok(manifest) => {
+            let Manifest { id, name: vm, created, memory_bytes, pause_us, .. } = manifest;
+            vec![
+                name,
+                format!("{created:.0}"),
+                vm.clone(),
+                output::bytes(*memory_bytes),
+                output::bytes(output::on_disk(&entry.path, manifest)),
+                output::time(*pause_us),
+                id.to_string(),
+            ]
+        }
+        Err(e) => vec![name, super::exit::one_line(&e.to_string())],
+    }
+}

@@ -1,0 +1,131 @@
+//! The command line: one file per verb (or per family of verbs), each parses, asks, prints.
+//!
+//! Invariants:
+//! - the last word on stderr is one line, `ckvmm: <noun>: <what>; <mend>` (`exit.rs`);
+//! - what a script reads goes to stdout, through [`output::print`]; a closed pipe is no error;
+//! - `--json` on every verb that reads.
+
+mod boot;
+mod checkpoint;
+mod console;
+mod doctor;
+mod exit;
+mod inspect;
+mod list;
+pub(crate) mod output;
+mod power;
+mod progress;
+mod ps;
+mod restore;
+mod status;
+mod target;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use boot::BootOptions;
+pub use exit::ExitStatus;
+pub use restore::{Clock, RestoreOptions};
+
+pub(crate) use exit::UsageError;
+
+/// Environment variable that sets what is logged, `ckvmm=debug` for instance.
+const LOG_VARIABLE: &str = "CKVMM_LOG";
+
+/// Runs virtual machines that can be checkpointed, killed and continued.
+#[derive(Debug, Parser)]
+#[command(name = "ckvmm", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "Example:
+  ckvmm boot --config vm.json              # in one terminal
+  ckvmm checkpoint node0                   # in another; prints the checkpoint's directory
+  ckvmm restore checkpoints/000001         # later, after a kill or a crash
+
+Exit status: 0 the guest powered off; 1 it failed; 2 wrong usage or configuration; 3 the guest crashed;
+85 checkpointed and stopped, to be continued. `ckvmm doctor` says whether this host can run VMs.")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Boot(boot::Args),
+    Restore(restore::Args),
+    Ps(ps::Args),
+    Status(status::Args),
+    Checkpoint(checkpoint::Args),
+    Pause(power::Pause),
+    Resume(power::Resume),
+    Stop(power::Stop),
+    Kill(power::Kill),
+    Console(console::Args),
+    List(list::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Doctor(doctor::Args),
+}
+
+/// The program: parses the command line, does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    log_to_stderr();
+    run(std::env::args_os()).into()
+}
+
+fn run(args: impl IntoIterator<Item = OsString>) -> ExitStatus {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(e) if !e.use_stderr() => return print_help(&e),
+        Err(e) => return exit::report_usage(&e, verb_named(&args).as_deref()),
+    };
+    cli.verb.run().unwrap_or_else(|e| exit::report(&e))
+}
+
+impl Verb {
+    fn run(self) -> anyhow::Result<ExitStatus> {
+        match self {
+            Self::Boot(args) => args.run(),
+            Self::Restore(args) => args.run(),
+            Self::Ps(args) => args.run(),
+            Self::Status(args) => args.run(),
+            Self::Checkpoint(args) => args.run(),
+            Self::Pause(args) => args.run(),
+            Self::Resume(args) => args.run(),
+            Self::Stop(args) => args.run(),
+            Self::Kill(args) => args.run(),
+            Self::Console(args) => args.run(),
+            Self::List(args) => args.run(),
+            Self::Inspect(args) => args.run(),
+            Self::Verify(args) => args.run(),
+            Self::Doctor(args) => args.run(),
+        }
+    }
+}
+
+fn print_help(e: &clap::Error) -> ExitStatus {
+    match e.print() {
+        Ok(()) => ExitStatus::Success,
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitStatus::Success,
+        Err(_) => ExitStatus::Failed,
+    }
+}
+
+/// The verb among `args`, to name its help.
+fn verb_named(args: &[OsString]) -> Option<String> {
+    let first = args.get(1)?.to_str()?;
+    Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).find(|name| name == first)
+}
+
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    // a second call (tests) is no matter
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

@@ -1,0 +1,143 @@
+//! How the command line is read.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Verb, clap::Error> {
+    let args = line.split_ascii_whitespace();
+    Cli::try_parse_from(std::iter::once("ckvmm").chain(args)).map(|cli| cli.verb)
+}
+
+fn status(line: &str) -> ExitStatus {
+    run(std::iter::once("ckvmm").chain(line.split_ascii_whitespace()).map(OsString::from))
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verb_says_what_it_does_and_gives_an_example() {
+    for verb in Cli::command().get_subcommands_mut() {
+        let name = verb.get_name().to_owned();
+        let help = verb.render_long_help().to_string();
+        assert!(help.contains("Example"), "{name} has no example");
+        assert!(help.contains(&format!("  ckvmm {name}")), "{name}'s example does not call it");
+        assert!(verb.get_about().is_some(), "{name} does not say what it does");
+        for arg in verb.get_arguments() {
+            assert!(arg.get_help().is_some() || arg.get_id() == "help", "{name}: {} has no help", arg.get_id());
+        }
+    }
+}
+
+#[test]
+fn boot_and_restore_become_options() {
+    let Ok(Verb::Boot(args)) = parse("boot --config a/vm.json --api-socket s --state d --fresh --no-reboot") else {
+        panic!("boot is not read")
+    };
+    let expected = BootOptions {
+        config: "a/vm.json".into(),
+        api_socket: Some("s".into()),
+        state_dir: Some("d".into()),
+        fresh: true,
+        no_reboot: true,
+    };
+    assert_eq!(BootOptions::from(args), expected);
+    let line =
+        "restore C --work w --set vcpus=2 --set name=b --paused --clock now --verify=full --api-socket s --no-reboot";
+    let Ok(Verb::Restore(args)) = parse(line) else { panic!("restore is not read") };
+    let expected = RestoreOptions {
+        checkpoint: "C".into(),
+        work: Some("w".into()),
+        set: vec!["vcpus=2".into(), "name=b".into()],
+        paused: true,
+        clock: Clock::Now,
+        verify_full: true,
+        api_socket: Some("s".into()),
+        no_reboot: true,
+    };
+    assert_eq!(RestoreOptions::from(args), expected);
+    let Ok(Verb::Restore(args)) = parse("restore C") else { panic!("restore is not read") };
+    let expected = RestoreOptions {
+        checkpoint: PathBuf::from("C"),
+        work: None,
+        set: Vec::new(),
+        paused: false,
+        clock: Clock::Freeze,
+        verify_full: false,
+        api_socket: None,
+        no_reboot: false,
+    };
+    assert_eq!(RestoreOptions::from(args), expected);
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    for line in [
+        "",
+        "bot",
+        "boot",
+        "boot vm.json",
+        "boot --config",
+        "boot --config a --nonsense",
+        "restore",
+        "restore C D",
+        "restore C --clock later",
+        "restore C --verify=half",
+        "status",
+        "status a --api-socket b",
+        "status NotAName",
+        "checkpoint",
+        "checkpoint a b c",
+        "checkpoint a --mode quick",
+        "checkpoint --api-socket s a b",
+        "pause",
+        "console",
+        "list",
+        "inspect",
+        "verify",
+        "doctor a b",
+    ] {
+        assert_eq!(status(line), ExitStatus::Usage, "ckvmm {line}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for line in ["--help", "--version", "boot --help", "checkpoint -h", "restore --help"] {
+        assert_eq!(status(line), ExitStatus::Success, "ckvmm {line}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for line in [
+        format!("status --api-socket {}", at("none.sock")),
+        format!("checkpoint --api-socket {}", at("none.sock")),
+        format!("checkpoint --api-socket {} {}", at("none.sock"), at("ckpt")),
+        format!("kill --api-socket {}", at("none.sock")),
+        format!("console --api-socket {}", at("none.sock")),
+        format!("status --api-socket {}", at(&"x".repeat(200))),
+        format!("list {}", at("none")),
+        format!("inspect {}", at("none")),
+        format!("verify {} --json", at("none")),
+        "status no-vm-has-this-name".to_owned(),
+    ] {
+        assert_eq!(status(&line), ExitStatus::Failed, "ckvmm {line}");
+    }
+}
+
+#[test]
+fn help_is_named_for_the_verb() {
+    let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+    assert_eq!(verb_named(&args("ckvmm boot --x")).as_deref(), Some("boot"));
+    assert_eq!(verb_named(&args("ckvmm bot")), None);
+    assert_eq!(verb_named(&args("ckvmm")), None);
+}

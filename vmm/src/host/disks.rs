@@ -1,0 +1,162 @@
+//! Which file holds each disk: the one that is named, or a working copy in the state directory.
+//!
+//! ```text
+//! disks/root.raw    the working copy: what the guest writes
+//! disks/root.base   what it was made from: path, bytes, time of the last change
+//! ```
+//!
+//! Invariant: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
+//! not ask to be replaced.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, ErrorKind},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use ckvmm_snapshot::{Image, copy_file};
+
+use super::state_dir::StateDir;
+use crate::{
+    config::{ConfigError, DiskConfig, DiskMode, InputFile, VmConfig},
+    error::{Error, Result},
+    machine::board::DiskBackend,
+};
+
+/// Largest disk: 8 TiB, far from where byte offsets end.
+const DISK_MAX: u64 = 8 << 40;
+
+/// A disk and the file that holds it.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Id in the configuration.
+    pub id: String,
+    /// The file.
+    pub path: PathBuf,
+    mode: DiskMode,
+    captured: bool,
+}
+
+impl Disk {
+    fn new(config: &DiskConfig, path: PathBuf) -> Self {
+        let captured = config.capture && config.mode != DiskMode::ReadOnly;
+        Disk { id: config.id.to_string(), path, mode: config.mode, captured }
+    }
+
+    /// True if the file was made by ckvmm and outlives the VM.
+    pub fn is_working_copy(&self) -> bool {
+        self.mode == DiskMode::Private
+    }
+
+    /// Opens the file, under a lock: one writer, or many readers.
+    ///
+    /// # Errors
+    /// If it cannot be used, or another VM uses it.
+    pub fn open(&self) -> Result<DiskBackend> {
+        let read_only = self.mode == DiskMode::ReadOnly;
+        let file = open(&field(&self.id), &self.path, !read_only)?;
+        lock(&self.id, &self.path, &file, read_only)?;
+        Ok(DiskBackend { id: self.id.clone(), file, read_only, captured: self.captured })
+    }
+}
+
+/// The disks of a VM that boots. A private disk gets a working copy unless it has one; `fresh` makes it anew.
+///
+/// # Errors
+/// If a file cannot be used, a copy cannot be made, or what a copy was made from has changed since.
+pub fn for_boot(config: &VmConfig, state: &StateDir, fresh: bool) -> Result<Vec<Disk>> {
+    config
+        .disks
+        .iter()
+        .map(|disk| match disk.mode {
+            DiskMode::Private => working_copy(disk, state, fresh).map(|path| Disk::new(disk, path)),
+            DiskMode::Direct | DiskMode::ReadOnly => Ok(Disk::new(disk, disk.path.clone())),
+        })
+        .collect()
+}
+
+/// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is.
+///
+/// # Errors
+/// If a copy cannot be made, or one is there already.
+pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result<Vec<Disk>> {
+    config
+        .disks
+        .iter()
+        .map(|disk| {
+            if !image.disk_ids().any(|id| id == &*disk.id) {
+                return Ok(Disk::new(disk, disk.path.clone()));
+            }
+            let path = state.disk(&disk.id);
+            image.materialise_disk(&disk.id, &path)?;
+            // Whatever it was before: its file is the guest's own now.
+            Ok(Disk { mode: DiskMode::Private, ..Disk::new(disk, path) })
+        })
+        .collect()
+}
+
+fn working_copy(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<PathBuf> {
+    let path = state.disk(&disk.id);
+    let note = path.with_extension("base");
+    let base = open(&field(&disk.id), &disk.path, false)?;
+    let origin = describe(&disk.path, &base).map_err(Error::os("measuring a disk"))?;
+    if !fresh && path.try_exists().map_err(Error::os("looking for a working copy"))? {
+        let unchanged = fs::read_to_string(&note).is_ok_and(|noted| noted == origin);
+        return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
+    }
+    lock(&disk.id, &disk.path, &base, true)?;
+    let unfinished = path.with_extension("raw.tmp");
+    remove_if_there(&unfinished)?;
+    copy_file(&base, &disk.path, &unfinished)?;
+    let io_error = |source| Error::Io { path: path.clone(), what: "the working copy cannot be made", source };
+    fs::write(&note, origin).map_err(io_error)?;
+    fs::rename(&unfinished, &path).map_err(io_error)?;
+    Ok(path)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(Error::Io { path: path.into(), what: "what a crash left cannot be removed", source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn describe(path: &Path, file: &File) -> io::Result<String> {
+    let metadata = file.metadata()?;
+    Ok(format!(
+        "{}\n{} bytes, changed {}.{:09}\n",
+        path.display(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec()
+    ))
+}
+
+fn open(field: &str, path: &Path, write: bool) -> Result<File> {
+    Ok(InputFile { field, path, max: DISK_MAX, block_device: true, write }.open()?)
+}
+
+fn lock(id: &str, path: &Path, file: &File, shared: bool) -> Result<()> {
+    match if shared { file.try_lock_shared() } else { file.try_lock() } {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let what = format!("{} is in use by another VM", path.display());
+            Err(ConfigError::field(field(id), what, "stop that one, or use \"mode\": \"private\"").into())
+        }
+        Err(TryLockError::Error(source)) => Err(Error::Io { path: path.into(), what: "cannot be locked", source }),
+    }
+}
+
+fn changed(disk: &DiskConfig, copy: &Path) -> ConfigError {
+    let what =
+        format!("{} has changed since the working copy {} was made from it", disk.path.display(), copy.display());
+    let mend = "boot with --fresh to begin with the new one (the old copy is lost), or move the copy away";
+    ConfigError::field(field(&disk.id), what, mend)
+}
+
+fn field(id: &str) -> String {
+    format!("disks.{id}.path")
+}

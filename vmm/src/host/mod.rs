@@ -1,0 +1,8 @@
+//! What the VMM needs of the host beside KVM: the terminal, signals, the state directory, working copies of disks.
+
+pub mod console;
+pub mod disks;
+pub mod escape;
+pub mod signals;
+pub mod state_dir;
+pub mod terminal;

@@ -1,0 +1,128 @@
+//! A VM's state directory: `lock`, `console.log`, `disks/`, `checkpoints/`. Private to its owner.
+//!
+//! Invariant: whoever holds a [`StateDir`] is the only VM that runs on it, on this host: `lock` is held by flock(2)
+//! until the process ends, however it ends.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// A pid is read from somebody else's lock file: no more of it than this.
+const PID_BYTES_MAX: u64 = 16;
+
+/// A state directory that this process has for itself.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Opens the directory, makes it if it is not there, and takes its lock.
+    ///
+    /// # Errors
+    /// If it cannot be made or written, or another VM runs on it.
+    pub fn open(path: &Path) -> Result<Self> {
+        make_private(path)?;
+        make_private(&path.join("disks"))?;
+        let lock_path = path.join("lock");
+        let io_error = |source| Error::Io { path: lock_path.clone(), what: "cannot be opened", source };
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(io_error)?;
+        match lock.try_lock() {
+            Ok(()) => {
+                // Only for people who look: the lock itself is what counts.
+                let noted = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+                noted.map_err(io_error)?;
+                Ok(StateDir { path: path.into(), _lock: lock })
+            }
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: path.into(), pid: owner(&lock) }),
+            Err(TryLockError::Error(error)) => Err(io_error(error)),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the working copy of a disk is.
+    pub fn disk(&self, id: &str) -> PathBuf {
+        self.path.join("disks").join(format!("{id}.raw"))
+    }
+
+    /// Where checkpoints go if the configuration does not say.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// What the guest says on its serial port.
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+}
+
+fn owner(lock: &File) -> String {
+    let mut pid = String::new();
+    match lock.take(PID_BYTES_MAX).read_to_string(&mut pid) {
+        Ok(_) if !pid.trim().is_empty() => pid.trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+fn make_private(path: &Path) -> Result<()> {
+    let failed = |source: io::Error| Error::Io {
+        path: path.into(),
+        what: "the state directory cannot be made there; give another one with --state (or --work)",
+        source,
+    };
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            if fs::metadata(path).map_err(failed)?.is_dir() {
+                Ok(())
+            } else {
+                Err(failed(io::Error::from(ErrorKind::NotADirectory)))
+            }
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_vm_at_a_time_and_nobody_else_looks_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ckvmm");
+        let first = StateDir::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = StateDir::open(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(first);
+        StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ckvmm");
+        fs::write(&path, "").unwrap();
+        assert!(StateDir::open(&path).unwrap_err().to_string().contains("--state"));
+    }
+}

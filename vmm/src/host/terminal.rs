@@ -1,0 +1,64 @@
+//! The terminal while a guest has it: raw, and as it was when the guest is gone.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::Mutex,
+};
+
+use nix::{
+    sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
+    unistd::{getpgrp, tcgetpgrp},
+};
+
+/// How the terminal was, while it is raw.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Raw mode of standard input, until it is dropped.
+#[derive(Debug)]
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Makes standard input raw; `None` if it is no terminal, or one that another job has in the foreground (to touch
+    /// it would stop this process).
+    pub fn enter() -> Option<Self> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() || tcgetpgrp(&stdin) != Ok(getpgrp()) {
+            return None;
+        }
+        let before = tcgetattr(&stdin).ok()?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        if let Ok(mut saved) = BEFORE.lock() {
+            *saved = Some(before);
+        }
+        tcsetattr(&stdin, SetArg::TCSANOW, &raw).ok()?;
+        Some(RawTerminal(()))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Makes the terminal what it was; for ways out on which nothing is dropped.
+pub fn restore() {
+    let before = BEFORE.lock().ok().and_then(|mut saved| saved.take());
+    if let Some(before) = before {
+        // A terminal that has gone needs no restoring.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
+    }
+}
+
+/// True if standard input may be read without being stopped for it.
+pub fn may_read_stdin() -> bool {
+    let stdin = io::stdin();
+    !stdin.is_terminal() || tcgetpgrp(&stdin) == Ok(getpgrp())
+}
+
+/// A line of the VMM's own on standard error, also while the terminal is raw.
+pub fn say(line: &str) {
+    let raw = BEFORE.lock().is_ok_and(|saved| saved.is_some());
+    eprint!("ckvmm: {line}{}", if raw { "\r\n" } else { "\n" });
+}

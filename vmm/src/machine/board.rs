@@ -1,0 +1,252 @@
+//! The board: every device of the machine on its bus and its interrupt line.
+//!
+//! The order of virtio devices is the guest's order: disks, network cards, the entropy device. It is part of what a
+//! checkpoint means, since a device's address and line follow from it.
+
+use std::{fs::File, sync::Arc};
+
+use ckvmm_devices::{
+    Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, PowerPort, PowerSink, PvPanic, Rng,
+    Serial, VirtioDevice, VirtioMmio, VmGenId,
+};
+use ckvmm_net::Tap;
+use ckvmm_snapshot::StateMap;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    events::{MachineEvent, Notify},
+    exits::Buses,
+    io_thread::Subscriber,
+};
+use crate::{
+    arch::layout,
+    config::ConfigError,
+    error::{Error, Result},
+    host::console::Console,
+};
+
+/// What the devices are connected to on the host.
+pub struct Backends {
+    /// Disks in the guest's order.
+    pub disks: Vec<DiskBackend>,
+    /// Network cards in the guest's order.
+    pub nics: Vec<NicBackend>,
+    /// The other end of the serial port.
+    pub console: Console,
+    /// Called when a person at the terminal wants to leave.
+    pub leave: Box<dyn Fn() + Send>,
+}
+
+/// The file behind a disk.
+#[derive(Debug)]
+pub struct DiskBackend {
+    /// Id in the configuration.
+    pub id: String,
+    /// What holds the disk's contents.
+    pub file: File,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// A checkpoint holds its contents.
+    pub captured: bool,
+}
+
+/// The TAP behind a network card.
+#[derive(Debug)]
+pub struct NicBackend {
+    /// Id in the configuration.
+    pub id: String,
+    /// The TAP.
+    pub tap: Tap,
+    /// The card's MAC address.
+    pub mac: [u8; 6],
+}
+
+/// All devices.
+pub struct Board {
+    serial: Arc<Serial>,
+    virtio: Vec<(String, Arc<VirtioMmio>)>,
+    captured: Vec<(String, File)>,
+    generation_id: VmGenId,
+    power_button: Line,
+    generation_changed: Line,
+}
+
+/// A board with what other parts of the machine take from it.
+pub struct Assembled {
+    /// The board.
+    pub board: Board,
+    /// For the vCPUs.
+    pub buses: Buses,
+    /// For the I/O thread.
+    pub subscribers: Vec<Subscriber>,
+}
+
+impl Board {
+    /// How many virtio devices a machine with these backends has.
+    pub fn virtio_devices(disks: usize, nics: usize) -> usize {
+        disks + nics + 1
+    }
+
+    /// Puts the devices on their buses.
+    ///
+    /// # Errors
+    /// If there are too many, one cannot use its backend, or KVM refuses an interrupt line.
+    pub fn assemble(vm: &VmFd, ram: &GuestRam, backends: Backends, notify: &Notify) -> Result<Assembled> {
+        let Backends { disks, nics, mut console, leave } = backends;
+        let mut buses = Buses { ports: Bus::new(), mmio: Bus::new() };
+        let serial = Arc::new(Serial::new(console.take_output(), Arc::new(Line::new(vm, layout::SERIAL_GSI)?))?);
+        let input = console.into_input(Arc::clone(&serial), leave);
+        let mut slots = Slots { vm, ram, virtio: Vec::new(), subscribers: vec![Box::new(input)] };
+        let mut captured = Vec::new();
+        for disk in disks {
+            let file = disk.file.try_clone().map_err(Error::os("duplicating a disk's descriptor"))?;
+            let blk = BlkConfig { id: disk.id.clone(), file: disk.file, read_only: disk.read_only };
+            slots.add(format!("disk/{}", disk.id), Box::new(Blk::new(blk)?), &mut buses.mmio)?;
+            if disk.captured {
+                captured.push((disk.id, file));
+            }
+        }
+        for nic in nics {
+            let net = Net::new(NetConfig { link: Box::new(nic.tap), mac: nic.mac })?;
+            slots.add(format!("nic/{}", nic.id), Box::new(net), &mut buses.mmio)?;
+        }
+        slots.add("rng".into(), Box::new(Rng::new()), &mut buses.mmio)?;
+        let Slots { virtio, subscribers, .. } = slots;
+        add_ports(&mut buses.ports, &serial, notify)?;
+        let board = Board {
+            serial,
+            virtio,
+            captured,
+            generation_id: VmGenId::new(GuestAddress(layout::VM_GENERATION_ID)),
+            power_button: Line::new(vm, layout::POWER_BUTTON_GSI)?,
+            generation_changed: Line::new(vm, layout::VM_GENERATION_GSI)?,
+        };
+        Ok(Assembled { board, buses, subscribers })
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.power_button.raise();
+    }
+
+    /// The disks whose contents belong to a checkpoint.
+    pub fn captured_disks(&self) -> &[(String, File)] {
+        &self.captured
+    }
+
+    /// Takes nothing new from the guest and waits for what is in flight. The I/O thread is parked; vCPUs may run.
+    ///
+    /// # Errors
+    /// If a device does not come to rest.
+    pub fn drain(&self) -> Result<()> {
+        self.virtio.iter().try_for_each(|(_, device)| device.drain().map_err(Error::from))
+    }
+
+    /// The opposite of [`Board::drain`].
+    pub fn undrain(&self) {
+        self.virtio.iter().for_each(|(_, device)| device.undrain());
+    }
+
+    /// Saves every device. The board is drained and the vCPUs are parked.
+    ///
+    /// # Errors
+    /// If a device cannot be saved.
+    pub fn save(&self, states: &mut StateMap) -> Result<()> {
+        states.put("serial", &self.serial.save()?)?;
+        for (name, device) in &self.virtio {
+            states.put(&format!("virtio/{name}"), &device.save()?)?;
+        }
+        Ok(())
+    }
+
+    /// Restores every device.
+    ///
+    /// # Errors
+    /// If a state is missing or does not fit its device.
+    pub fn restore(&self, states: &mut StateMap) -> Result<()> {
+        self.serial.restore(states.take("serial")?)?;
+        for (name, device) in &self.virtio {
+            device.restore(states.take(&format!("virtio/{name}"))?)?;
+        }
+        Ok(())
+    }
+
+    /// After a restore: eventfd counts and interrupts on their way are not state, so every queue is kicked and every
+    /// pending interrupt raised again.
+    pub fn kick(&self) {
+        self.serial.kick();
+        self.virtio.iter().for_each(|(_, device)| device.kick());
+    }
+
+    /// Tells the guest that it may have a twin: it mixes the new ID into its random numbers.
+    ///
+    /// # Errors
+    /// If the ID cannot be written.
+    pub fn new_generation(&self, ram: &GuestRam) -> Result<()> {
+        self.generation_id.write_new(ram)?;
+        self.generation_changed.raise();
+        Ok(())
+    }
+}
+
+struct Slots<'a> {
+    vm: &'a VmFd,
+    ram: &'a GuestRam,
+    virtio: Vec<(String, Arc<VirtioMmio>)>,
+    subscribers: Vec<Subscriber>,
+}
+
+impl Slots<'_> {
+    fn add(&mut self, name: String, device: Box<dyn VirtioDevice>, mmio: &mut Bus) -> Result<()> {
+        let slot = self.virtio.len();
+        if slot >= layout::VIRTIO_MMIO_MAX {
+            let what = format!("more than {} virtio devices", layout::VIRTIO_MMIO_MAX);
+            return Err(ConfigError::field("disks and nics", what, "give the VM fewer").into());
+        }
+        let base = layout::VIRTIO_MMIO_BASE + slot as u64 * layout::VIRTIO_MMIO_STRIDE;
+        let line = Arc::new(Line::new(self.vm, layout::VIRTIO_MMIO_GSI + slot as u32)?);
+        let transport = VirtioMmio::new(self.ram.clone(), device, line)?;
+        let notify = IoEventAddress::Mmio(base + layout::VIRTIO_MMIO_NOTIFY);
+        for (queue, event) in transport.queue_events().iter().enumerate() {
+            self.vm
+                .register_ioevent(event, &notify, queue as u32)
+                .map_err(Error::kvm("registering an ioeventfd for a virtqueue"))?;
+        }
+        mmio.insert(base, layout::VIRTIO_MMIO_STRIDE, Arc::clone(&transport) as Arc<dyn BusDevice>)?;
+        self.subscribers.push(Box::new(transport.subscriber()));
+        self.virtio.push((name, transport));
+        Ok(())
+    }
+}
+
+fn add_ports(ports: &mut Bus, serial: &Arc<Serial>, notify: &Notify) -> Result<()> {
+    let notify = notify.clone();
+    let sink: PowerSink = Arc::new(move |event| notify.send(MachineEvent::Power(event)));
+    let mut add = |port: u16, count: u16, device: Arc<dyn BusDevice>| ports.insert(port.into(), count.into(), device);
+    add(layout::SERIAL_PORT, layout::SERIAL_PORTS, Arc::clone(serial) as Arc<dyn BusDevice>)?;
+    add(layout::I8042_PORT, layout::I8042_PORTS, Arc::new(I8042::new(Arc::clone(&sink))))?;
+    add(layout::POWER_PORT, layout::POWER_PORTS, Arc::new(PowerPort::new(Arc::clone(&sink))))?;
+    add(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(sink)))?;
+    Ok(())
+}
+
+/// An interrupt line: an irqfd on a pin of the I/O APIC.
+#[derive(Debug)]
+pub struct Line(EventFd);
+
+impl Line {
+    fn new(vm: &VmFd, gsi: u32) -> Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(Error::os("creating an eventfd"))?;
+        vm.register_irqfd(&event, gsi).map_err(Error::kvm("registering an irqfd"))?;
+        Ok(Line(event))
+    }
+}
+
+impl InterruptLine for Line {
+    fn raise(&self) {
+        // KVM takes the count at once; it cannot overflow.
+        drop(self.0.write(1));
+    }
+}

@@ -1,0 +1,190 @@
+//! The I/O thread: one event loop for every device, which a checkpoint can park between two events.
+
+use std::{
+    io,
+    os::fd::AsRawFd,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::error::{Error, Result};
+
+/// Something whose events the I/O thread handles.
+pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// The thread. It is born parked.
+#[derive(Debug)]
+pub struct IoThread {
+    gate: Arc<Gate>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Gate {
+    /// Read between two events without the lock.
+    wanted: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    park: bool,
+    parked: bool,
+    quit: bool,
+}
+
+impl IoThread {
+    /// Starts the thread with `subscribers`.
+    ///
+    /// # Errors
+    /// If the thread or its epoll cannot be had.
+    pub fn start(subscribers: Vec<Subscriber>) -> Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK).map_err(Error::os("creating an eventfd"))?;
+        let gate = Arc::new(Gate {
+            wanted: AtomicBool::new(true),
+            state: Mutex::new(State { park: true, ..State::default() }),
+            changed: Condvar::new(),
+            wake,
+        });
+        let mut manager = EventManager::<Subscriber>::new()
+            .map_err(|error| Error::os("creating the event loop")(io::Error::other(error)))?;
+        manager.add_subscriber(Box::new(Wake(Arc::clone(&gate))));
+        for subscriber in subscribers {
+            manager.add_subscriber(subscriber);
+        }
+        let at_gate = Arc::clone(&gate);
+        let thread = thread::Builder::new()
+            .name("io".into())
+            .spawn(move || run(manager, &at_gate))
+            .map_err(Error::os("starting the I/O thread"))?;
+        Ok(IoThread { gate, thread: Some(thread) })
+    }
+
+    /// Lets the thread handle events.
+    pub fn run(&self) {
+        let mut state = self.gate.lock();
+        state.park = false;
+        self.gate.wanted.store(false, Ordering::SeqCst);
+        self.gate.changed.notify_all();
+    }
+
+    /// Stops the thread between two events, and waits until it has.
+    pub fn park(&self) {
+        let mut state = self.gate.lock();
+        state.park = true;
+        self.gate.wake_up();
+        while !state.parked && !self.ended() {
+            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.gate.lock().quit = true;
+        self.gate.wake_up();
+        self.gate.changed.notify_all();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the I/O thread panicked");
+        }
+    }
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_up(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+        // A full counter wakes as well.
+        drop(self.wake.write(1));
+    }
+
+    /// Waits while the thread is to be parked; false to quit.
+    fn pass(&self) -> bool {
+        let mut state = self.lock();
+        state.parked = true;
+        self.changed.notify_all();
+        while state.park && !state.quit {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked = false;
+        !state.quit
+    }
+}
+
+fn run(mut manager: EventManager<Subscriber>, gate: &Gate) {
+    loop {
+        if gate.wanted.load(Ordering::SeqCst) && !gate.pass() {
+            return;
+        }
+        if let Err(error) = manager.run() {
+            tracing::error!(%error, "the event loop failed");
+        }
+    }
+}
+
+/// Takes the event loop out of its wait.
+struct Wake(Arc<Gate>);
+
+impl MutEventSubscriber for Wake {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.0.wake, EventSet::IN)) {
+            tracing::error!(%error, fd = self.0.wake.as_raw_fd(), "cannot watch the event loop's own eventfd");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        // Only its wake-up matters.
+        drop(self.0.wake.read());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    struct Counter(EventFd, Arc<AtomicUsize>);
+
+    impl MutEventSubscriber for Counter {
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            self.0.read().unwrap();
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_parked_thread_handles_nothing_and_loses_nothing() {
+        let (event, count) = (EventFd::new(EFD_NONBLOCK).unwrap(), Arc::new(AtomicUsize::new(0)));
+        let thread = IoThread::start(vec![Box::new(Counter(event.try_clone().unwrap(), Arc::clone(&count)))]).unwrap();
+        for round in 0..200 {
+            thread.park();
+            let before = count.load(Ordering::SeqCst);
+            event.write(1).unwrap();
+            assert_eq!(count.load(Ordering::SeqCst), before, "round {round}");
+            thread.run();
+            while count.load(Ordering::SeqCst) == before {
+                thread::yield_now();
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The machine: RAM, board, vCPUs, built in one place for boot and restore alike.
+//!
+//! Invariant: only a machine that stands still can be saved or restored: both are methods of [`Paused`], and
+//! [`Machine::pause`] is the only way to one. A machine is born paused.
+//!
+//! Order of a pause: I/O thread parked, devices drained while the vCPUs still run, vCPUs parked with every exit
+//! completed. So the time that a disk takes is no pause for the guest.
+
+pub mod board;
+pub mod events;
+pub mod exits;
+pub mod io_thread;
+pub mod kvm;
+pub mod ram;
+pub mod vcpu;
+
+use std::{fs::File, sync::Arc};
+
+use ckvmm_devices::GuestRam;
+use ckvmm_snapshot::StateMap;
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use self::{
+    board::{Assembled, Backends, Board},
+    events::Notify,
+    io_thread::IoThread,
+    ram::Ram,
+    vcpu::Vcpus,
+};
+use crate::{
+    arch::{boot_cpu, boot_cpu::Entry, cpuid},
+    error::{Error, Result},
+    state::{
+        clock::{ClockPolicy, ClockState},
+        msrs,
+        vcpu::{VcpuContext, VcpuState},
+        vm::VmState,
+        xsave,
+    },
+};
+
+/// A machine. Fields are dropped in their order: threads first, RAM last.
+pub struct Machine {
+    vcpus: Vcpus,
+    io: IoThread,
+    board: Board,
+    contexts: Vec<VcpuContext>,
+    vm: VmFd,
+    kvm: Kvm,
+    ram: Ram,
+    tsc_khz: u32,
+    running: bool,
+}
+
+impl Machine {
+    /// Builds a machine around `ram`. It has its processors' features, and nothing in its registers yet.
+    ///
+    /// # Errors
+    /// If KVM lacks something, or a device cannot use its backend.
+    pub fn build(vcpus: u32, ram: Ram, backends: Backends, notify: &Notify) -> Result<Machine> {
+        let kvm = kvm::open()?;
+        let (vm, fds) = kvm::create(&kvm, &ram, vcpus)?;
+        let Assembled { board, buses, subscribers } = Board::assemble(&vm, ram.memory(), backends, notify)?;
+        let supported = kvm::supported_cpuid(&kvm)?;
+        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let contexts = fds
+            .iter()
+            .zip(0..)
+            .map(|(fd, id)| context(&kvm, &vm, fd, id, cpuid::for_vcpu(&supported, id, vcpus, deadline)))
+            .collect::<Result<Vec<_>>>()?;
+        let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
+        let io = IoThread::start(subscribers)?;
+        let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
+        Ok(Machine { vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false })
+    }
+
+    /// Stops the machine (if it runs) and gives access to what only a machine at rest has.
+    ///
+    /// # Errors
+    /// If a device does not come to rest; the machine then runs on.
+    pub fn pause(&mut self) -> Result<Paused<'_>> {
+        if self.running {
+            self.io.park();
+            if let Err(error) = self.board.drain() {
+                self.board.undrain();
+                self.io.run();
+                return Err(error);
+            }
+            self.vcpus.park();
+            self.running = false;
+        }
+        Ok(Paused { machine: self })
+    }
+
+    /// Lets the machine run.
+    ///
+    /// # Errors
+    /// None that would keep it from running; a vCPU that cannot be told of the pause is one.
+    pub fn resume(&mut self) -> Result<()> {
+        if self.running {
+            return Ok(());
+        }
+        for fd in self.vcpus.lock() {
+            tell_of_pause(&fd)?;
+        }
+        self.running = true;
+        self.board.undrain();
+        self.io.run();
+        self.vcpus.run();
+        Ok(())
+    }
+
+    /// True while the vCPUs may run.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.board.press_power_button();
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        self.ram.memory()
+    }
+
+    /// The CPUID of the first vCPU: what another host's processor must have.
+    pub fn processor(&self) -> &CpuId {
+        &self.contexts[0].cpuid
+    }
+
+    /// Frequency of the guest's TSC in kHz.
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
+    }
+}
+
+/// A machine that stands still. Dropping this does not make it run.
+pub struct Paused<'a> {
+    machine: &'a mut Machine,
+}
+
+impl Paused<'_> {
+    /// Sets the boot processor to the kernel's entry; the others wait for it to start them.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_entry(&mut self, entry: Entry) -> Result<()> {
+        let fds = self.machine.vcpus.lock();
+        for (fd, id) in fds.iter().zip(0..) {
+            msrs::set_boot(fd, id)?;
+        }
+        let boot = &fds[0];
+        let sregs = boot.get_sregs().map_err(Error::kvm("reading special registers"))?;
+        let sregs = boot_cpu::sregs(entry, sregs, self.machine.ram.memory())
+            .map_err(|source| Error::RamAccess { what: "writing page tables", source })?;
+        boot.set_sregs(&sregs).map_err(Error::kvm("setting special registers"))?;
+        boot.set_regs(&boot_cpu::regs(entry)).map_err(Error::kvm("setting registers"))
+    }
+
+    /// The state of everything but RAM and disks. Devices first, then what KVM holds.
+    ///
+    /// # Errors
+    /// If any of it cannot be read.
+    pub fn save(&self) -> Result<StateMap> {
+        let mut states = StateMap::new();
+        self.machine.board.save(&mut states)?;
+        let fds = self.machine.vcpus.lock();
+        let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
+        states.put("clock", &ClockState::save(&self.machine.vm, &fds)?)?;
+        for (fd, context) in fds.iter().zip(&self.machine.contexts) {
+            states.put(&format!("vcpu/{}", context.id), &VcpuState::save(fd, context)?)?;
+        }
+        states.put("vm", &VmState::save(&self.machine.vm)?)?;
+        Ok(states)
+    }
+
+    /// Puts a saved state into a machine that has not run: vCPUs, interrupt controllers, devices, clock, in this order.
+    ///
+    /// # Errors
+    /// If the host lacks what the guest had, or a state is missing, left over, or does not fit.
+    pub fn restore(&mut self, mut states: StateMap, policy: ClockPolicy) -> Result<()> {
+        let machine = &mut *self.machine;
+        let supported = kvm::supported_cpuid(&machine.kvm)?;
+        let fds = machine.vcpus.lock();
+        let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
+        let clock: ClockState = states.take("clock")?;
+        let mut saved = Vec::with_capacity(fds.len());
+        for (fd, context) in fds.iter().zip(&mut machine.contexts) {
+            let state: VcpuState = states.take(&format!("vcpu/{}", context.id))?;
+            let cpuid = state.cpuid()?;
+            require_features(&cpuid, &supported)?;
+            *context = self::context(&machine.kvm, &machine.vm, fd, context.id, cpuid)?;
+            saved.push(state);
+        }
+        clock.restore_tsc(&machine.vm, &fds, policy)?;
+        for ((fd, context), state) in fds.iter().zip(&machine.contexts).zip(&saved) {
+            let tsc = msrs::get(fd, context.id, &[msrs::IA32_TSC])?[0].1;
+            state.restore(fd, context, tsc)?;
+        }
+        states.take::<VmState>("vm")?.restore(&machine.vm)?;
+        machine.board.restore(&mut states)?;
+        states.finish()?;
+        machine.board.new_generation(machine.ram.memory())?;
+        machine.board.kick();
+        clock.restore_kvmclock(&machine.vm, policy)
+    }
+
+    /// Guest RAM, which does not change while this lives.
+    pub fn ram(&self) -> &GuestRam {
+        self.machine.ram.memory()
+    }
+
+    /// The disks whose contents belong to a checkpoint, by id.
+    pub fn captured_disks(&self) -> &[(String, File)] {
+        self.machine.board.captured_disks()
+    }
+}
+
+/// Tells vCPU `id` what it is, and finds out what its state consists of.
+fn context(kvm: &Kvm, vm: &VmFd, fd: &VcpuFd, id: u32, cpuid: CpuId) -> Result<VcpuContext> {
+    fd.set_cpuid2(&cpuid).map_err(Error::kvm("setting CPUID"))?;
+    Ok(VcpuContext { id, msrs: msrs::readable(kvm, fd)?, xsave_bytes: xsave::size(vm), cpuid })
+}
+
+fn require_features(image: &CpuId, host: &CpuId) -> Result<()> {
+    let missing = cpuid::missing_features(image, host);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "the guest uses CPU features that this host lacks: {}; restore it on a host that has them",
+        missing.join(", ")
+    );
+    Err(Error::State { what })
+}
+
+/// So that the guest's watchdogs know that it stood still (`KVM_KVMCLOCK_CTRL`). EINVAL: it has no kvmclock.
+fn tell_of_pause(fd: &VcpuFd) -> Result<()> {
+    match fd.kvmclock_ctrl() {
+        Err(error) if error.errno() != libc::EINVAL => Err(Error::Kvm { what: "KVM_KVMCLOCK_CTRL", source: error }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,166 @@
+//! Guest RAM: private mappings, anonymous or with pages of a checkpoint's `memory` file laid over them.
+//!
+//! Invariant: RAM is `MAP_PRIVATE`. A shared mapping would write through to an image that must never change, and a
+//! forked writer would see what the guest writes after the cut.
+//!
+//! Invariant: guest-physical and host-virtual addresses of a region agree modulo 2 MiB, or KVM could not use a huge
+//! page for it.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd, ptr, sync::Arc};
+
+use ckvmm_devices::GuestRam;
+use ckvmm_snapshot::{MemoryImage, Run};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+
+use crate::{
+    arch::layout,
+    error::{Error, Result},
+};
+
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Guest RAM and the mappings behind it, which go when this goes.
+#[derive(Debug)]
+pub struct Ram {
+    memory: GuestRam,
+    regions: Vec<Arc<GuestRegionMmap<()>>>,
+}
+
+impl Ram {
+    /// `bytes` of zeroed RAM, which take host memory only as the guest touches them.
+    ///
+    /// # Errors
+    /// If the host has no address space for it.
+    pub fn zeroed(bytes: u64) -> Result<Self> {
+        let regions = layout::ram_ranges(bytes)
+            .into_iter()
+            .map(|(start, len)| region(start, len as usize).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        let memory = GuestRam::from_arc_regions(regions.clone())
+            .map_err(|error| Error::Ram { bytes, source: io::Error::other(error) })?;
+        Ok(Ram { memory, regions })
+    }
+
+    /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero.
+    ///
+    /// # Errors
+    /// If the image is of a machine with another address map, or a mapping fails.
+    pub fn from_image(image: &MemoryImage, bytes: u64) -> Result<Self> {
+        let ram = Self::zeroed(bytes)?;
+        for run in image.data_runs() {
+            ram.map_run(image, &run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+        }
+        Ok(ram)
+    }
+
+    /// The memory as devices and loaders see it.
+    pub fn memory(&self) -> &GuestRam {
+        &self.memory
+    }
+
+    fn map_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {
+        let outside = || io::Error::other("the image has data outside the RAM of its machine");
+        let region = self.memory.find_region(GuestAddress(run.guest_address)).ok_or_else(outside)?;
+        let offset = run.guest_address - region.start_addr().0;
+        if run.bytes > region.len() - offset {
+            return Err(outside());
+        }
+        // SAFETY: [offset, offset + bytes) lies in the region's mapping, as just checked, and nothing holds a
+        // reference into it: the machine is being built. The file was opened read-only; the mapping is private.
+        let mapped = unsafe {
+            libc::mmap(
+                region.as_ptr().add(offset as usize).cast(),
+                run.bytes as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                image.file().as_raw_fd(),
+                run.file_offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        self.memory = GuestRam::new();
+        for region in self.regions.drain(..) {
+            // A device that still holds RAM keeps its mapping: a leak is better than a dangling pointer.
+            if Arc::strong_count(&region) == 1 {
+                // SAFETY: `region` is the last user of this mapping, which `region()` made and nobody else unmaps.
+                unsafe { libc::munmap(region.as_ptr().cast(), region.size()) };
+            } else {
+                tracing::warn!(start = region.start_addr().0, "guest RAM is still in use, not unmapped");
+            }
+        }
+    }
+}
+
+/// An anonymous private mapping for the guest-physical range from `start`, aligned to huge pages.
+fn region(start: u64, bytes: usize) -> Result<GuestRegionMmap<()>> {
+    let ram_error = |source| Error::Ram { bytes: bytes as u64, source };
+    let address = map_aligned(bytes).map_err(ram_error)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: `map_aligned` mapped `bytes` at `address` with this protection and these flags.
+    let region = unsafe { MmapRegion::build_raw(address, bytes, libc::PROT_READ | libc::PROT_WRITE, flags) };
+    let region = region.map_err(|error| ram_error(io::Error::other(error)))?;
+    GuestRegionMmap::new(region, GuestAddress(start))
+        .ok_or_else(|| ram_error(io::Error::other("the region ends beyond the guest-physical address space")))
+}
+
+fn map_aligned(bytes: usize) -> io::Result<*mut u8> {
+    // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
+    let reserved = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            bytes + HUGE_PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if reserved == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let reserved = reserved.cast::<u8>();
+    let before = reserved.align_offset(HUGE_PAGE);
+    // SAFETY: both ends lie in the mapping just made, outside [before, before + bytes), which is kept.
+    let aligned = unsafe {
+        let aligned = reserved.add(before);
+        if before > 0 {
+            libc::munmap(reserved.cast(), before);
+        }
+        libc::munmap(aligned.add(bytes).cast(), HUGE_PAGE - before);
+        aligned
+    };
+    // Advice: a kernel without transparent huge pages refuses it, and the guest runs all the same.
+    // SAFETY: the range is mapped, and the advice changes no content.
+    unsafe { libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE) };
+    Ok(aligned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn regions_are_private_aligned_and_go_away() {
+        let ram = Ram::zeroed(5 << 30).unwrap();
+        let mut address = ptr::null_mut();
+        for region in ram.memory().iter() {
+            address = region.as_ptr();
+            assert_eq!(address as usize % HUGE_PAGE, 0);
+            assert_ne!(region.flags() & libc::MAP_PRIVATE, 0);
+            assert_eq!(region.flags() & libc::MAP_SHARED, 0);
+        }
+        ram.memory().write_obj(7u64, GuestAddress((5 << 30) - 8 + (1 << 30))).unwrap();
+        drop(ram);
+        let mut resident = 0u8;
+        // SAFETY: mincore writes one byte for the one page asked about, or fails.
+        let mapped = unsafe { libc::mincore(address.cast(), 4096, &raw mut resident) };
+        assert_eq!((mapped, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ENOMEM)));
+    }
+}

@@ -1,0 +1,47 @@
+//! A VM's life in this process: from its configuration or its checkpoint to its exit status.
+//!
+//! ```text
+//! boot:    config → state directory → disks → fresh RAM      → Machine::build → kernel loaded  ┐
+//! restore: image  → work directory  → disks → RAM from image → Machine::build → state restored ┴→ main loop
+//! ```
+//!
+//! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
+
+mod main_loop;
+mod restore;
+mod session;
+
+pub use restore::restore;
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use self::session::{Origin, Session};
+use crate::{
+    cli::{BootOptions, ExitStatus},
+    config::VmConfig,
+    error::Result,
+    host::{disks, signals::Signals, state_dir::StateDir},
+};
+
+/// Boots a VM and stays until it ends.
+///
+/// # Errors
+/// If it cannot be built, or ends in a way that is nobody's wish.
+pub fn boot(options: BootOptions) -> Result<ExitStatus> {
+    let signals = Signals::block()?;
+    let config = VmConfig::load(&options.config)?;
+    let directory = options.state_dir.unwrap_or_else(|| beside(&options.config, &config));
+    let state = StateDir::open(&directory)?;
+    let disks = disks::for_boot(&config, &state, options.fresh)?;
+    let origin = Origin { lineage: Uuid::new_v4(), parent: None };
+    let session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
+    let machine = session.boot_machine()?;
+    session.run(machine, !options.no_reboot, false)
+}
+
+/// `NAME.ckvmm` in the directory of the configuration.
+fn beside(config_file: &Path, config: &VmConfig) -> PathBuf {
+    config_file.with_file_name(format!("{}.ckvmm", config.name))
+}

@@ -1,0 +1,116 @@
+//! A VM from a checkpoint.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc::Sender},
+    thread,
+};
+
+use ckvmm_snapshot::{Image, Progress};
+use uuid::Uuid;
+
+use super::session::{Event, Origin, Session};
+use crate::{
+    cli::{Clock, ExitStatus, RestoreOptions},
+    config::VmConfig,
+    error::{Error, Result},
+    host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
+    machine::ram::Ram,
+    state::clock::ClockPolicy,
+};
+
+/// Continues a VM where the checkpoint was made, and stays until it ends. The checkpoint is only read.
+///
+/// # Errors
+/// If the checkpoint is damaged, this host cannot continue it, or the VM ends in a way that is nobody's wish.
+pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
+    let signals = Signals::block()?;
+    let path = options.checkpoint.as_path();
+    let mut image = Image::open(path)?;
+    if options.verify_full {
+        image.verify(&Progress::default())?;
+    }
+    let config = configuration(path, &image, &options.set)?;
+    let states = image.take_state()?;
+    let directory = options.work.unwrap_or_else(|| new_directory(&config));
+    let state = StateDir::open(&directory)?;
+    let disks = disks::for_restore(&config, &state, &image)?;
+    for disk in disks.iter().filter(|disk| disk.is_working_copy()) {
+        say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
+    }
+    let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
+    let session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
+    let ram = Ram::from_image(image.memory(), session.config.memory.0)?;
+    let mut machine = session.build_machine(ram)?;
+    let policy = match options.clock {
+        Clock::Freeze => ClockPolicy::Freeze,
+        Clock::Now => ClockPolicy::Now,
+    };
+    machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
+    if !options.verify_full {
+        verify_behind(image, session.sender.clone())?;
+    }
+    session.run(machine, !options.no_reboot, options.paused)
+}
+
+/// The configuration of the image with `--set` applied.
+fn configuration(path: &Path, image: &Image, set: &[String]) -> Result<VmConfig> {
+    let here = std::env::current_dir().map_err(Error::os("finding the current directory"))?;
+    let mut value = image.manifest().config.clone();
+    let saved = VmConfig::from_value(value.clone(), &here)?;
+    for assignment in set {
+        VmConfig::set(&mut value, assignment)?;
+    }
+    let config = VmConfig::from_value(value, &here)?;
+    match changed_shape(&saved, &config) {
+        None => Ok(config),
+        Some(field) => Err(Error::Restore {
+            path: path.into(),
+            reason: format!("{field} is part of the guest's state and cannot be another one; leave it out of --set"),
+        }),
+    }
+}
+
+/// The first field that shapes the machine and differs.
+fn changed_shape(saved: &VmConfig, config: &VmConfig) -> Option<&'static str> {
+    let disks = |config: &VmConfig| {
+        let disks = config.disks.iter();
+        disks.map(|disk| (disk.id.clone(), disk.mode == crate::config::DiskMode::ReadOnly)).collect::<Vec<_>>()
+    };
+    let nics = |config: &VmConfig| config.nics.iter().map(|nic| nic.id.clone()).collect::<Vec<_>>();
+    [
+        ("vcpus", saved.vcpus != config.vcpus),
+        ("memory", saved.memory != config.memory),
+        ("cpu", saved.cpu != config.cpu),
+        ("the list of disks", disks(saved) != disks(config)),
+        ("the list of nics", nics(saved) != nics(config)),
+    ]
+    .into_iter()
+    .find_map(|(field, differs)| differs.then_some(field))
+}
+
+/// A directory in the current one that nobody has yet: two restores of one checkpoint do not meet.
+fn new_directory(config: &VmConfig) -> PathBuf {
+    let unique = Uuid::new_v4().simple().to_string();
+    PathBuf::from(format!("{}-{}.ckvmm", config.name, &unique[..8]))
+}
+
+fn in_checkpoint(path: &Path, error: Error) -> Error {
+    match error {
+        Error::State { what } => Error::Restore { path: path.into(), reason: what },
+        other => other,
+    }
+}
+
+/// Compares RAM and disks of the image with their digests while the guest runs.
+fn verify_behind(image: Image, sender: Sender<Event>) -> Result<()> {
+    let image = Arc::new(image);
+    let verify = move || {
+        if let Err(error) = image.verify(&Progress::default()) {
+            // A main loop that has ended needs no bad news.
+            drop(sender.send(Event::Corrupt(format!("{error}; the guest runs from it and is stopped"))));
+        }
+    };
+    thread::Builder::new().name("verify".into()).spawn(verify).map_err(Error::os("starting a thread"))?;
+    Ok(())
+}

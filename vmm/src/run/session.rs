@@ -1,0 +1,175 @@
+//! What a VM needs around its machine, and how the machine is built from it: once at the start, again at each reset.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+};
+
+use ckvmm_net::Tap;
+use ckvmm_snapshot::Store;
+use uuid::Uuid;
+
+use crate::{
+    api::{BoundSocket, Server},
+    boot::{self, Shape},
+    config::{ConfigError, NicConfig, Uplink, VmConfig},
+    control::{CommandError, Control, Request, Shared, VmState},
+    error::Result,
+    host::{
+        console::Console,
+        disks::Disk,
+        signals::{self, Asked, Signals},
+        state_dir::StateDir,
+        terminal::say,
+    },
+    machine::{
+        Machine,
+        board::{Backends, Board, NicBackend},
+        events::{MachineEvent, Notify},
+        ram::Ram,
+    },
+};
+
+/// What the main loop waits for.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// From the machine of this number: one that has been replaced has nothing to say any more.
+    Machine(u64, MachineEvent),
+    /// From the API.
+    Request(Request),
+    /// From the system.
+    Signal(Asked),
+    /// The escape was typed at the terminal.
+    Leave,
+    /// The image that the VM runs from is damaged.
+    Corrupt(String),
+}
+
+/// Where a VM's life began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// The same for all checkpoints that descend from one boot.
+    pub lineage: Uuid,
+    /// The checkpoint that it was restored from.
+    pub parent: Option<Uuid>,
+}
+
+/// A VM without its machine.
+pub(super) struct Session {
+    pub(super) config: VmConfig,
+    pub(super) state: StateDir,
+    pub(super) disks: Vec<Disk>,
+    pub(super) store: Store,
+    pub(super) origin: Origin,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: Receiver<Event>,
+    pub(super) sender: Sender<Event>,
+    pub(super) server: Server,
+    /// Number of the machine that runs.
+    pub(super) machine: AtomicU64,
+}
+
+impl Session {
+    /// Opens what the VM needs of the host: API socket, signals, store.
+    pub(super) fn open(
+        config: VmConfig,
+        state: StateDir,
+        disks: Vec<Disk>,
+        origin: Origin,
+        api_socket: Option<&Path>,
+        signals: Signals,
+    ) -> Result<Self> {
+        let (sender, events) = mpsc::channel();
+        let shared = Shared::new(&config);
+        shared.set_disks(disks.iter().map(|disk| (disk.id.clone(), disk.path.clone())).collect());
+        let socket = match api_socket {
+            Some(path) => BoundSocket::bind(path)?,
+            None => BoundSocket::bind_default(&config.name)?,
+        };
+        let requests = sender.clone();
+        let send = move |request| requests.send(Event::Request(request)).map_err(|_| CommandError::Gone);
+        let server = Server::start(socket, Control::new(Arc::clone(&shared), send))?;
+        deliver(signals, &shared, &sender)?;
+        let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
+        sweep(&store);
+        let machine = AtomicU64::new(0);
+        Ok(Session { config, state, disks, store, origin, shared, events, sender, server, machine })
+    }
+
+    /// A machine with a kernel loaded, at the kernel's entry.
+    pub(super) fn boot_machine(&self) -> Result<Machine> {
+        let ram = Ram::zeroed(self.config.memory.0)?;
+        let entry = boot::load(&self.config.kernel, self.shape(), ram.memory())?;
+        let mut machine = self.build_machine(ram)?;
+        machine.pause()?.set_entry(entry)?;
+        Ok(machine)
+    }
+
+    /// The machine of the configuration around `ram`.
+    pub(super) fn build_machine(&self, ram: Ram) -> Result<Machine> {
+        let number = self.machine.fetch_add(1, Ordering::Relaxed) + 1;
+        let sender = self.sender.clone();
+        // A main loop that has ended needs no events.
+        let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
+        Machine::build(self.config.vcpus, ram, self.backends()?, &notify)
+    }
+
+    fn backends(&self) -> Result<Backends> {
+        let log = self.state.console_log();
+        let sender = self.sender.clone();
+        Ok(Backends {
+            disks: self.disks.iter().map(Disk::open).collect::<Result<_>>()?,
+            nics: self.config.nics.iter().map(|nic| self.nic(nic)).collect::<Result<_>>()?,
+            console: Console::open(&self.config.serial, Some(&log))?,
+            leave: Box::new(move || drop(sender.send(Event::Leave))),
+        })
+    }
+
+    fn nic(&self, nic: &NicConfig) -> Result<NicBackend> {
+        let field = format!("nics.{}.uplink", nic.id);
+        match &nic.uplink {
+            Some(Uplink::Tap(name)) => {
+                let mac = nic.mac_in(&self.config.name).0;
+                Ok(NicBackend { id: nic.id.to_string(), tap: Tap::open(name)?, mac })
+            }
+            Some(Uplink::Passt(_)) => {
+                Err(ConfigError::field(field, "passt is not supported yet", "use {\"tap\": NAME}").into())
+            }
+            None => Err(ConfigError::field(field, "there is none, and no network", "give {\"tap\": NAME}").into()),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            memory: self.config.memory.0,
+            vcpus: self.config.vcpus,
+            virtio_devices: Board::virtio_devices(self.config.disks.len(), self.config.nics.len()),
+        }
+    }
+}
+
+/// What a crash left of unfinished checkpoints goes; that it cannot is no reason not to run.
+fn sweep(store: &Store) {
+    if let Err(error) = store.sweep_staging() {
+        tracing::warn!(%error, "what unfinished checkpoints left cannot be removed");
+    }
+}
+
+fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) -> Result<()> {
+    let (shared, sender) = (Arc::clone(shared), sender.clone());
+    signals.deliver(move |asked| match asked {
+        Asked::PowerOff if shared.state() == VmState::Starting => {
+            say("the VM was still starting; nothing of it is lost");
+            signals::exit_now(1);
+        }
+        Asked::Checkpoint if shared.operations().is_running() => {
+            say("SIGUSR1: a checkpoint is being made already; this signal makes no second one");
+        }
+        // A main loop that has ended needs no signals.
+        asked => drop(sender.send(Event::Signal(asked))),
+    })
+}

@@ -1,0 +1,191 @@
+//! Guest time: the kvmclock, the time stamp counters, and what becomes of them across a checkpoint.
+//!
+//! Invariant: all vCPUs of a restored machine have the TSC offsets relative to each other that they had at the cut
+//! (nearly always none), set as offsets rather than as values, so that they cannot drift while they are set.
+//!
+//! Policy **freeze** (the default): the guest's monotonic time goes on from the cut; nothing times out that would not
+//! have. Policy **now**: the time that passed on the host is added to the kvmclock and to the TSC.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd};
+
+use ckvmm_snapshot::Saved;
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data, kvm_device_attr};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::msrs;
+use crate::error::{Error, Result};
+
+/// Two frequencies closer than this are the same clock: Linux' NTP tolerance, 250 parts per million.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// The clocks at the instant of a cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockState {
+    /// kvmclock in nanoseconds.
+    kvmclock_ns: u64,
+    /// Guest TSC of vCPU 0.
+    tsc: u64,
+    /// Guest TSC of each vCPU less that of vCPU 0.
+    tsc_skew: Vec<i64>,
+    /// Guest TSC frequency in kHz.
+    tsc_khz: u32,
+    /// Host's wall clock in nanoseconds since 1970.
+    wall_ns: u64,
+}
+
+impl Saved for ClockState {
+    const KIND: &'static str = "x86-clock";
+    const VERSION: u16 = 1;
+}
+
+/// What becomes of guest time between the cut and the restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockPolicy {
+    /// Time stands still across the gap.
+    #[default]
+    Freeze,
+    /// Time jumps to the present.
+    Now,
+}
+
+impl ClockState {
+    /// Reads the clocks of a paused machine.
+    ///
+    /// # Errors
+    /// If KVM cannot be asked.
+    pub fn save(vm: &VmFd, vcpus: &[&VcpuFd]) -> Result<Self> {
+        let clock = vm.get_clock().map_err(Error::kvm("reading the kvmclock"))?;
+        let tsc = msrs::get(vcpus[0], 0, &[msrs::IA32_TSC])?[0].1;
+        let offsets: Vec<u64> = vcpus.iter().map(|vcpu| tsc_offset(vcpu).unwrap_or(0)).collect();
+        Ok(ClockState {
+            kvmclock_ns: clock.clock,
+            tsc,
+            tsc_skew: offsets.iter().map(|offset| offset.wrapping_sub(offsets[0]) as i64).collect(),
+            tsc_khz: vcpus[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?,
+            wall_ns: wall_ns(),
+        })
+    }
+
+    /// Gives vCPUs the frequency and the value of the saved TSC. Before their MSRs: a deadline counts in this time.
+    ///
+    /// # Errors
+    /// If this host's TSC runs at another frequency and cannot be scaled, or the machine has other vCPUs.
+    pub fn restore_tsc(&self, vm: &VmFd, vcpus: &[&VcpuFd], policy: ClockPolicy) -> Result<()> {
+        if self.tsc_skew.len() != vcpus.len() {
+            let what = format!("the clocks are of {} vCPUs, the machine has {}", self.tsc_skew.len(), vcpus.len());
+            return Err(Error::State { what });
+        }
+        for vcpu in vcpus {
+            self.restore_frequency(vm, vcpu)?;
+        }
+        let passed = u128::from(self.passed_ns(policy)) * u128::from(self.tsc_khz) / 1_000_000;
+        let tsc = self.tsc.wrapping_add(passed as u64);
+        msrs::set(vcpus[0], 0, &[(msrs::IA32_TSC, tsc)])?;
+        let base = tsc_offset(vcpus[0]);
+        for (id, (vcpu, skew)) in vcpus.iter().zip(&self.tsc_skew).enumerate() {
+            let skewed = |value: u64| value.wrapping_add(*skew as u64);
+            match base {
+                Some(base) => set_tsc_offset(vcpu, skewed(base))?,
+                // Without the attribute KVM itself matches counters that are written with one value in one second.
+                None => msrs::set(vcpu, id as u32, &[(msrs::IA32_TSC, skewed(tsc))])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the kvmclock: the last thing before the vCPUs run, and before any of them does.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn restore_kvmclock(&self, vm: &VmFd, policy: ClockPolicy) -> Result<()> {
+        let clock = self.kvmclock_ns.saturating_add(self.passed_ns(policy));
+        let clock = kvm_clock_data { clock, ..Default::default() };
+        vm.set_clock(&clock).map_err(Error::kvm("setting the kvmclock"))
+    }
+
+    fn passed_ns(&self, policy: ClockPolicy) -> u64 {
+        match policy {
+            ClockPolicy::Freeze => 0,
+            ClockPolicy::Now => wall_ns().saturating_sub(self.wall_ns),
+        }
+    }
+
+    fn restore_frequency(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<()> {
+        let host = vcpu.get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
+        if same_frequency(host, self.tsc_khz) {
+            return Ok(());
+        }
+        let refused = |why: &str| Error::State {
+            what: format!(
+                "the guest's TSC runs at {} kHz, this host's at {host} kHz, and {why}; restore on a host with a TSC of \
+                 the same frequency",
+                self.tsc_khz
+            ),
+        };
+        if !vm.check_extension(Cap::TscControl) {
+            return Err(refused("its KVM cannot scale it (no KVM_CAP_TSC_CONTROL)"));
+        }
+        vcpu.set_tsc_khz(self.tsc_khz).map_err(|_| refused("its KVM refuses to scale it that far"))
+    }
+}
+
+fn same_frequency(a: u32, b: u32) -> bool {
+    u64::from(a.abs_diff(b)) * 1_000_000 <= u64::from(a.max(b)) * TSC_TOLERANCE_PPM
+}
+
+fn wall_ns() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+/// `KVM_VCPU_TSC_OFFSET` (kernel document `virt/kvm/devices/vcpu`): absent before Linux 5.16 and on some backends.
+fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
+    let mut offset = 0;
+    tsc_attribute(vcpu, KVM_GET_DEVICE_ATTR, &mut offset).ok().map(|()| offset)
+}
+
+fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<()> {
+    tsc_attribute(vcpu, KVM_SET_DEVICE_ATTR, &mut offset).map_err(Error::os("setting a TSC offset"))
+}
+
+fn tsc_attribute(vcpu: &VcpuFd, request: libc::c_ulong, offset: &mut u64) -> io::Result<()> {
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: &raw mut *offset as u64,
+        flags: 0,
+    };
+    // SAFETY: `addr` points at eight bytes that outlive the call, which is the size of this attribute.
+    let done = unsafe { libc::ioctl(vcpu.as_raw_fd(), request, &raw const attribute) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `_IOW(KVMIO, number, struct kvm_device_attr)`, which kvm-ioctls does not have for a vCPU on x86.
+const fn device_attribute_ioctl(number: libc::c_ulong) -> libc::c_ulong {
+    1 << 30 | (size_of::<kvm_device_attr>() as libc::c_ulong) << 16 | 0xae << 8 | number
+}
+
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = device_attribute_ioctl(0xe1);
+const KVM_GET_DEVICE_ATTR: libc::c_ulong = device_attribute_ioctl(0xe2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_within_the_tolerance_are_one() {
+        assert!(same_frequency(2_596_148, 2_596_148));
+        assert!(same_frequency(2_596_148, 2_596_700));
+        assert!(!same_frequency(2_596_148, 2_600_000));
+        assert!(!same_frequency(0, 2_600_000));
+    }
+
+    #[test]
+    fn frozen_time_does_not_pass() {
+        let clock = ClockState { kvmclock_ns: 5, tsc: 7, tsc_skew: vec![0], tsc_khz: 1_000_000, wall_ns: 0 };
+        assert_eq!(clock.passed_ns(ClockPolicy::Freeze), 0);
+        assert!(clock.passed_ns(ClockPolicy::Now) > 1_000_000_000);
+    }
+}
