@@ -1,0 +1,26 @@
+# Short names for cargo and shell commands; whatever is more than a line is a script of its own.
+.DEFAULT_GOAL := help
+.PHONY: help deps images bare-metal lab-shell demo test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+deps: ## look for what is needed; as root install it, else say how
+	@tests/deps
+
+images: deps ## make the guests in build/guest/ (UPDATE=1: from the newest packages)
+	@guest-images/debian/build
+	@guest-images/bare-metal/build
+
+bare-metal: ## make our own small guest, build/guest/bare-metal.elf
+	@guest-images/bare-metal/build
+
+lab-shell: deps ## a shell in the lab, an emulated machine on whose /dev/kvm Linux guests run
+	@tests/lab/lab -i
+
+demo: deps images ## see a guest checkpointed, killed and restored
+
+test: deps images ## all tests
+
+clean: ## remove what was made, except cargo's target/
+	rm -rf build

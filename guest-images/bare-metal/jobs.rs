@@ -1,0 +1,210 @@
+//! The jobs that never end.
+
+use crate::machine::{Boot, Serial, number, parameter, tsc};
+use crate::model::{ARENA_LOWEST, CELL, GAP_CLASSES, HEADER_ADDRESS, Header, Job, MAGIC, VERSION, Writes};
+use crate::{fail, power_off, ram_mib};
+
+/// Steps between two looks at the TSC.
+const STEPS_A_LOOK: u64 = 256;
+/// TSC ticks between two looks at the serial line, some 20 ms: a look may be an exit to the VMM.
+const TICKS_A_POLL: u64 = 1 << 26;
+
+/// `job=write`, `job=pagefill`, `job=time`.
+pub fn memory(name: &str, boot: &Boot) -> ! {
+    let line = boot.command_line();
+    let get = |name, default| number(line, name, default).unwrap_or_else(|| fail(format_args!("{name}= is no number")));
+    let job = match name {
+        "write" => Job::Write,
+        "pagefill" => Job::PageFill,
+        _ => Job::Time,
+    };
+    let (seed, mib) = (get("seed", 1), get("mib", 16));
+    let period = get("period", 0);
+    let burst = get("burst", if period == 0 { STEPS_A_LOOK } else { 1 });
+    let (bytes, hot) = match job {
+        Job::Write => (mib << 20, get("hot", mib) << 20),
+        Job::PageFill => (mib << 20, 0),
+        Job::Time | Job::Other => (0, 0),
+    };
+    if hot > bytes {
+        fail(format_args!("hot= is more than mib="));
+    }
+    let high = parameter(line, "at") == Some("high");
+    let Some(arena) = place(boot, bytes, high) else {
+        fail(format_args!("{mib} MiB are not free in one piece of RAM"));
+    };
+    let mut account = Account::open(Header {
+        magic: MAGIC,
+        version: VERSION,
+        job: job as u32,
+        seed,
+        arena,
+        arena_bytes: bytes,
+        hot_bytes: hot,
+        ..Header::EMPTY
+    });
+    let (protocol, ram) = (boot.protocol(), ram_mib(boot));
+    say!("ready job={name} protocol={protocol} ram_mib={ram} seed={seed} arena={arena:#x} bytes={bytes} hot={hot}");
+    account.begin();
+    let mut writes = Writes::new(seed, bytes / CELL, hot / CELL);
+    if bytes > 0 {
+        account.fill(&mut writes, bytes / CELL);
+        say!("filled steps={}", writes.done());
+        account.begin();
+    }
+    if hot > 0 {
+        account.rewrite(&mut writes, burst, period)
+    }
+    loop {
+        account.look();
+    }
+}
+
+/// A piece of RAM for the arena: the lowest or the highest that is large enough.
+fn place(boot: &Boot, bytes: u64, high: bool) -> Option<u64> {
+    let mut best = None;
+    for (address, length) in boot.ram() {
+        let (start, end) = (address.max(ARENA_LOWEST), address + length);
+        if end < start || end - start < bytes {
+            continue;
+        }
+        let start = if high { (end - bytes) & !0xfff } else { start };
+        if best.is_none_or(|other| if high { start > other } else { start < other }) {
+            best = Some(start);
+        }
+    }
+    best
+}
+
+/// The header in memory, and what is between two looks at the clock.
+pub struct Account {
+    header: *mut Header,
+    arena: u64,
+    last_tsc: u64,
+    last_poll: u64,
+}
+
+/// Reads and writes of one field, where and when they stand.
+macro_rules! field {
+    ($account:expr, $($name:tt)+) => {
+        // SAFETY: the header is a page of our own, known by its address only; one CPU uses it.
+        unsafe { core::ptr::addr_of_mut!((*$account.header).$($name)+).read_volatile() }
+    };
+}
+macro_rules! set_field {
+    ($account:expr, $value:expr, $($name:tt)+) => {{
+        let value = $value;
+        // SAFETY: as above.
+        unsafe { core::ptr::addr_of_mut!((*$account.header).$($name)+).write_volatile(value) }
+    }};
+}
+
+impl Account {
+    /// Fills the header in, its magic number last.
+    pub fn open(header: Header) -> Self {
+        let now = tsc();
+        let (magic, arena) = (header.magic, header.arena);
+        let account = Self { header: HEADER_ADDRESS as *mut Header, arena, last_tsc: now, last_poll: now };
+        // SAFETY: as above.
+        unsafe { account.header.write_volatile(Header { magic: [0; 8], first_tsc: now, last_tsc: now, ..header }) };
+        set_field!(account, magic, magic);
+        account
+    }
+
+    /// One step: the value, then the count. Both are volatile: the compiler keeps their order, and the CPU does.
+    #[inline(always)]
+    fn step(&mut self, writes: &mut Writes) {
+        let Some((cell, value)) = writes.next() else { return };
+        // SAFETY: the arena is RAM that nobody else uses, and the sequence stays within it.
+        unsafe { ((self.arena + cell * CELL) as *mut u64).write_volatile(value) };
+        set_field!(self, writes.done(), steps);
+    }
+
+    /// The first `cells` steps.
+    fn fill(&mut self, writes: &mut Writes, cells: u64) {
+        while writes.done() < cells {
+            for _ in 0..STEPS_A_LOOK.min(cells - writes.done()) {
+                self.step(writes);
+            }
+            self.look();
+        }
+    }
+
+    /// All further steps: `burst` of them, and rest until `period` ticks have passed since they began.
+    fn rewrite(&mut self, writes: &mut Writes, burst: u64, period: u64) -> ! {
+        loop {
+            let begin = self.last_tsc;
+            for _ in 0..burst {
+                self.step(writes);
+            }
+            self.look();
+            while self.last_tsc.wrapping_sub(begin) < period {
+                self.look();
+            }
+        }
+    }
+
+    /// Begins to look at the clock: what has passed so far is not the machine's doing.
+    fn begin(&mut self) {
+        self.last_tsc = tsc();
+    }
+
+    /// Looks at the clock and accounts for the time since the last look; now and then at the serial line too.
+    pub fn look(&mut self) {
+        let now = tsc();
+        let unit = field!(self, units) + 1;
+        set_field!(self, unit, units);
+        if now < self.last_tsc {
+            set_field!(self, field!(self, backwards) + 1, backwards);
+        } else {
+            let gap = now - self.last_tsc;
+            let class = (gap | 1).ilog2() as usize % GAP_CLASSES;
+            set_field!(self, field!(self, gaps[class]) + 1, gaps[class]);
+            if gap > field!(self, longest_gap) {
+                set_field!(self, gap, longest_gap);
+                set_field!(self, unit, longest_gap_unit);
+            }
+        }
+        set_field!(self, now, last_tsc);
+        self.last_tsc = now;
+        if now.wrapping_sub(self.last_poll) >= TICKS_A_POLL {
+            self.last_poll = now;
+            self.serve();
+        }
+    }
+
+    /// What somebody asks on the serial line.
+    fn serve(&mut self) {
+        match Serial::get() {
+            Some(b's') => {
+                let (steps, units) = (field!(self, steps), field!(self, units));
+                let (longest, unit) = (field!(self, longest_gap), field!(self, longest_gap_unit));
+                let (backwards, tsc) = (field!(self, backwards), self.last_tsc);
+                say!(
+                    "status steps={steps} units={units} longest_gap={longest} longest_gap_unit={unit} backwards={backwards} tsc={tsc}"
+                );
+            }
+            Some(b'r') => {
+                set_field!(self, [0; GAP_CLASSES], gaps);
+                set_field!(self, 0, longest_gap);
+                set_field!(self, 0, longest_gap_unit);
+                set_field!(self, 0, backwards);
+            }
+            Some(b'q') => power_off(),
+            _ => return,
+        }
+        self.begin();
+    }
+}
+
+/// `job=echo`
+pub fn echo(boot: &Boot) -> ! {
+    say!("ready job=echo protocol={} ram_mib={}", boot.protocol(), ram_mib(boot));
+    loop {
+        match Serial::get() {
+            Some(4) => power_off(), // Ctrl-D
+            Some(byte) => Serial::put(byte),
+            None => core::hint::spin_loop(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! A small guest of our own: no operating system, one CPU, at CPL 3 nearly all the time. It runs on any KVM, also on
+//! those that emulate CPL 0, and boots by Linux' 64-bit protocol and by PVH (boot.s). Its command line says what to do:
+//!
+//! ```text
+//! job=hello                      says so and turns off (the default)
+//! job=write seed=N mib=N hot=N   fills N MiB with a sequence, then rewrites the first hot=N MiB of them for ever
+//!           burst=N period=N     N steps each `period` TSC ticks, then rests; period=0 (default): without rest
+//!           at=high              the arena in the highest RAM, not in the lowest
+//! job=pagefill seed=N mib=N      fills and does nothing more
+//! job=time                       looks at the TSC only
+//! job=echo                       sends back what comes in on the serial line
+//! job=registers                  fills the CPU's registers and looks for ever whether they are still the same
+//! job=reboot via=i8042|acpi      restarts the machine
+//! job=panic                      tells pvpanic
+//! job=triple                     triple-faults
+//! ```
+//!
+//! Defaults: seed=1 mib=16 hot=mib burst=1. write, pagefill and time keep account in memory: model.rs. While one of
+//! the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r` forgets the
+//! gaps seen so far, `q` turns off.
+//!
+//! Lines on the serial line, each begins with `CKVMM`:
+//!
+//! ```text
+//! CKVMM hello protocol=linux|pvh ram_mib=N
+//! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
+//! CKVMM filled steps=N                                                         the arena is full
+//! CKVMM status steps=N units=N longest_gap=N longest_gap_unit=N backwards=N tsc=N
+//! CKVMM registers CHANGED name=… expected=… found=…
+//! CKVMM poweroff | reboot via=… | panic | triple                               just before
+//! CKVMM error …                                                                then pvpanic
+//! CKVMM fault vector=N error=0x… rip=0x… cr2=0x…                               our own bug or the machine's; pvpanic
+//! ```
+
+#![no_std]
+#![no_main]
+
+#[macro_use]
+mod machine;
+mod jobs;
+#[expect(dead_code, reason = "who checks our memory uses the rest")]
+mod model;
+mod registers;
+
+use machine::{Boot, Serial, parameter, port, triple_fault, tsc, visit_cpl_0, write_port};
+
+core::arch::global_asm!(include_str!("boot.s"));
+
+/// Where boot.s goes to, at CPL 3.
+///
+/// # Safety
+/// Called once, by boot.s, with what the VMM gave it.
+#[unsafe(no_mangle)]
+unsafe extern "sysv64" fn guest_main(boot: u64, pvh: u64) -> ! {
+    write_port(port::PIC_1_MASK, 0xff);
+    write_port(port::PIC_2_MASK, 0xff);
+    Serial::init();
+    visit_cpl_0();
+    // SAFETY: this is what boot.s got from the VMM.
+    let boot = unsafe { Boot::new(boot, pvh != 0) };
+    let line = boot.command_line();
+    match parameter(line, "job").unwrap_or("hello") {
+        "hello" => {
+            say!("hello protocol={} ram_mib={}", boot.protocol(), ram_mib(&boot));
+            power_off()
+        }
+        name @ ("write" | "pagefill" | "time") => jobs::memory(name, &boot),
+        "echo" => jobs::echo(&boot),
+        "registers" => registers::watch(&boot),
+        "reboot" => reboot(parameter(line, "via").unwrap_or("i8042")),
+        "panic" => {
+            say!("panic");
+            panicked()
+        }
+        "triple" => {
+            say!("triple");
+            triple_fault();
+            fail(format_args!("a triple fault went by"))
+        }
+        other => fail(format_args!("no job '{other}'")),
+    }
+}
+
+fn ram_mib(boot: &Boot) -> u64 {
+    boot.ram().map(|(_, bytes)| bytes).sum::<u64>() >> 20
+}
+
+/// Turns the machine off, by the sleep control register of ACPI without hardware registers (ACPI 6.5 §4.8.3.7: S5 is
+/// sleep type 5 here). A VMM that has none is left by a reset.
+fn power_off() -> ! {
+    say!("poweroff");
+    write_port(port::SLEEP_CONTROL, 5 << 2 | 1 << 5);
+    // The CPU may be let run for a while after that.
+    let begin = tsc();
+    while tsc().wrapping_sub(begin) < 1 << 34 {
+        core::hint::spin_loop();
+    }
+    write_port(port::I8042_COMMAND, 0xfe);
+    triple_fault();
+    rest()
+}
+
+fn reboot(via: &str) -> ! {
+    say!("reboot via={via}");
+    match via {
+        "i8042" => write_port(port::I8042_COMMAND, 0xfe),
+        "acpi" => write_port(port::RESET, 1),
+        _ => fail(format_args!("no way to reboot '{via}'")),
+    }
+    rest()
+}
+
+/// Says what is wrong, and panics as a guest's kernel does.
+fn fail(what: core::fmt::Arguments<'_>) -> ! {
+    say!("error {what}");
+    panicked()
+}
+
+fn panicked() -> ! {
+    write_port(port::PVPANIC, 1);
+    rest()
+}
+
+/// CPL 3 cannot halt.
+fn rest() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Where boot.s tells of an exception.
+#[unsafe(no_mangle)]
+extern "sysv64" fn user_fault(vector: u64, error: u64, rip: u64, cr2: u64) -> ! {
+    say!("fault vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x}");
+    panicked()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    fail(format_args!("{info}"))
+}

@@ -1,0 +1,11 @@
+//! Stock Debian guests, on hardware or in the lab: what a user does with ckvmm, and what must be true afterwards.
+//!
+//! Needs root (a network namespace), the guests of `make images`, and a `/dev/kvm` that runs Linux.
+
+mod clones;
+mod generations;
+mod life;
+mod matrix;
+mod preemption;
+mod survival;
+mod vm;
