@@ -33,7 +33,8 @@ fingerprint() {
 }
 
 # Builders run with the lock held, so package lists are fetched once and a package at most once a run.
-apt_options=() apt_said='' declare -A fresh=()
+apt_options=() apt_said=''
+declare -A fresh=()
 
 apt_quietly() {
   # Sandbox::User: as root, apt would warn that its user _apt may not write into our folder.
@@ -57,11 +58,12 @@ package() {
     new=$build/debs/.$name.new
     rm -rf "$new"
     mkdir -p "$new"
-    if ! (cd "$new" && apt_quietly download "$name"); then
+    pushd "$new" >/dev/null
+    if ! apt_quietly download "$name"; then
       [ ${#apt_options[@]} -gt 0 ] || private_lists
-      cd "$new" && { apt_quietly download "$name" || die "cannot fetch package $name: $apt_said"; }
-      cd "$OLDPWD"
+      apt_quietly download "$name" || die "cannot fetch package $name: $apt_said"
     fi
+    popd >/dev/null
     rm -rf "$dir"
     mv "$new" "$dir"
     fresh[$name]=1
@@ -69,6 +71,19 @@ package() {
   found=("$dir"/*.deb)
   deb=${found[0]}
   [ -s "$deb" ] || die "no package in $dir; remove that folder and try again"
+}
+
+# kernel_name cloud|generic: prints what this distribution calls that kernel's package.
+kernel_name() {
+  local like
+  # shellcheck disable=SC1091
+  like=$(. /etc/os-release 2>/dev/null && printf '%s' " ${ID:-} ${ID_LIKE:-} ") || like=
+  case $1,$like in
+    cloud,*' ubuntu '*) echo linux-image-virtual ;;
+    generic,*' ubuntu '*) echo linux-image-generic ;;
+    cloud,*) echo linux-image-cloud-amd64 ;;
+    generic,*) echo linux-image-amd64 ;;
+  esac
 }
 
 # kernel_packages NAME: sets $debs to the .deb files of a kernel, found by following NAME's dependencies. (Debian has

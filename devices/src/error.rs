@@ -59,7 +59,7 @@ pub enum Error {
     #[error("{device}: cannot make an eventfd: {source}; raise the limit of open files (ulimit -n)")]
     EventFd {
         /// The device.
-        device: &'static str,
+        device: String,
         /// The host's answer.
         source: io::Error,
     },
@@ -67,15 +67,15 @@ pub enum Error {
     #[error("{device}: queue sizes {sizes:?} are not powers of two up to 32768; correct the device's queue_sizes()")]
     QueueSizes {
         /// The device.
-        device: &'static str,
+        device: String,
         /// The sizes it gave.
         sizes: Vec<u16>,
     },
     /// The requests that a device has in flight do not end.
-    #[error("{device}: requests are still in flight after {} s; check the storage under it and try again", limit.as_secs())]
+    #[error("{device}: requests are still in flight after {limit:?}; check the storage under it and try again")]
     DrainTimeout {
         /// The device.
-        device: &'static str,
+        device: String,
         /// How long it was waited for.
         limit: Duration,
     },
@@ -83,13 +83,13 @@ pub enum Error {
     #[error("{device}: it is not drained, so its state would not match the memory; drain it before saving")]
     NotDrained {
         /// The device.
-        device: &'static str,
+        device: String,
     },
     /// A saved state is that of a device of another shape.
     #[error("{device}: its saved {field} is {saved}, this machine's is {here}; restore with the one of the checkpoint")]
     StateMismatch {
         /// The device.
-        device: &'static str,
+        device: String,
         /// What differs.
         field: &'static str,
         /// As it was saved.
@@ -101,7 +101,7 @@ pub enum Error {
     #[error("{device}: its saved state is corrupt: {what}; use another checkpoint")]
     StateCorrupt {
         /// The device.
-        device: &'static str,
+        device: String,
         /// What cannot be.
         what: String,
     },
@@ -126,3 +126,18 @@ pub enum Error {
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn mismatch(
+        device: impl Into<String>,
+        field: &'static str,
+        saved: impl ToString,
+        here: impl ToString,
+    ) -> Self {
+        Self::StateMismatch { device: device.into(), field, saved: saved.to_string(), here: here.to_string() }
+    }
+
+    pub(crate) fn corrupt(device: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::StateCorrupt { device: device.into(), what: what.into() }
+    }
+}

@@ -44,7 +44,7 @@ impl Serial {
     /// # Errors
     /// No eventfd.
     pub fn new(output: Box<dyn Write + Send>, line: Arc<dyn InterruptLine>) -> Result<Self> {
-        let room = EventFd::new(EFD_NONBLOCK).map_err(|source| Error::EventFd { device: NAME, source })?;
+        let room = EventFd::new(EFD_NONBLOCK).map_err(|source| Error::EventFd { device: NAME.into(), source })?;
         let (line, room, output) = (Line(line), Room(Arc::new(room)), Output(Arc::new(Mutex::new(output))));
         let chip = Uart::with_events(line.clone(), room.clone(), output.clone());
         Ok(Self { chip: Mutex::new(chip), line, room, output, lost: AtomicU64::new(0) })
@@ -85,13 +85,8 @@ impl Serial {
     /// The state's FIFO is longer than this port's; the port is as it was.
     pub fn restore(&self, state: SerialState) -> Result<()> {
         let state = UartState::from(state);
-        let chip =
-            Uart::from_state(&state, self.line.clone(), self.room.clone(), self.output.clone()).map_err(|_| {
-                Error::StateCorrupt {
-                    device: NAME,
-                    what: format!("its receive FIFO holds {} bytes", state.in_buffer.len()),
-                }
-            })?;
+        let chip = Uart::from_state(&state, self.line.clone(), self.room.clone(), self.output.clone())
+            .map_err(|_| Error::corrupt(NAME, format!("its receive FIFO holds {} bytes", state.in_buffer.len())))?;
         *lock(&self.chip) = chip;
         self.kick();
         Ok(())

@@ -192,7 +192,8 @@ pub enum Error {
     },
     /// A state was saved by another kind of device.
     #[error(
-        "state `{name}`: is of kind `{found}`, this machine has a `{wanted}` there; restore with the saved configuration"
+        "state `{name}`: is of kind `{found}`, this machine has a `{wanted}` there; \
+         restore with the saved configuration"
     )]
     StateKind {
         /// The name.

@@ -1,8 +1,8 @@
 //! Every operation of this crate that changes a file system, and the guarded ways of opening what is in one. Each
 //! announces itself to [`step`] first, so that a test can see their order, fail one, or stop the world there.
 //!
-//! Invariants: no file of an image is ever overwritten; what is created is private to its owner (0700, 0600); of an image only
-//! regular files are opened, never through a symbolic link of their own and never blocking on a pipe.
+//! Invariants: no file of an image is ever overwritten; what is created is private to its owner (0700, 0600); of an
+//! image only regular files are opened, never through a symbolic link of their own and never blocking on a pipe.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};

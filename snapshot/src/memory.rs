@@ -3,7 +3,7 @@
 //! ```text
 //! guest   0            3 GiB        4 GiB     5 GiB
 //!         |  region 0    |   (hole)   | region 1 |
-//! memory  |  region 0    | region 1 |                  each region from a 2 MiB boundary on, holes where chunks are zero
+//! memory  |  region 0    | region 1 |       each region from a 2 MiB boundary on, holes where chunks are zero
 //! ```
 //!
 //! RAM is copied out of the guest 256 KiB at a time, and digest and write work on the copy, which is still in the
@@ -162,9 +162,9 @@ impl MemoryImage {
         self.map.data_bytes()
     }
 
-    /// The runs that hold data, ascending, none across the border of two regions; everything else is zero. Runs that are
-    /// next to each other are one, and if there are still more than [`RUNS_MAX`], those with the least zeros between
-    /// them are made one.
+    /// The runs that hold data, ascending, none across the border of two regions; everything else is zero. Runs next to
+    /// each other are one, and if there are still more than [`RUNS_MAX`], those with the least zeros between them are
+    /// made one.
     pub fn data_runs(&self) -> Vec<Run> {
         merge(runs(&self.map), RUNS_MAX)
     }

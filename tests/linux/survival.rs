@@ -16,9 +16,7 @@ fn a_busy_guest_goes_on_where_it_was() {
     config["vcpus"] = 2.into();
     let vm = home.boot(&config);
     let first = Count::next(&vm);
-    for line in ["fsync seq=3", "ping seq=3 ok", "pass=2 ok"] {
-        vm.console.expect(line, LIMIT);
-    }
+    vm.console.expect_all(&["fsync seq=3", "ping seq=3 ok", "pass=2 ok"], LIMIT);
 
     let before = Count::last(&vm.console.all());
     let image = checkpoint(&vm);
@@ -40,9 +38,7 @@ fn a_busy_guest_goes_on_where_it_was() {
     assert!(next.count > before.count && next.count <= at_cut.count + 1, "{before:?} {next:?} {at_cut:?}");
     let then = Count::next(&restored);
     assert_eq!(then.count, next.count + 1);
-    for line in ["fsync seq=", "ping seq=", " ok", "pass="] {
-        restored.console.expect(line, LIMIT);
-    }
+    restored.console.expect_all(&["CKVMM fsync seq=", "CKVMM ping seq=", "CKVMM ram mib="], LIMIT);
     assert!(network::guest_answers(), "the host pings the restored guest");
     restored.console.next("thirty counts after the restore", LIMIT, |line| {
         Count::parse(line).filter(|count| count.count > next.count + 30)
@@ -52,7 +48,8 @@ fn a_busy_guest_goes_on_where_it_was() {
     assert!(!lines.iter().any(|line| line.contains("lost")), "no ping was lost");
 }
 
-/// `fsck -f` finds nothing to mend but the journal that a mounted file system has.
+/// `fsck -f` finds nothing to mend but what a file system that is in use always has: its journal, and the sums in the
+/// superblock, which ext4 brings up to date when it is unmounted.
 fn disk_is_clean(disk: &Path, scratch: &Path) {
     let copy = scratch.join("fsck.raw");
     let copied = Command::new("cp").arg("--sparse=always").args([disk, &copy]).status().unwrap();
@@ -60,7 +57,12 @@ fn disk_is_clean(disk: &Path, scratch: &Path) {
     let fsck = |flag: &str| Command::new("/sbin/e2fsck").args(["-f", flag]).arg(&copy).output().unwrap();
     let replayed = fsck("-y");
     let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
-    assert!(replayed.status.code().is_some_and(|code| code <= 1) && !said.contains("Fix"), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    for pair in lines.windows(2).filter(|pair| pair[1].starts_with("Fix?")) {
+        let is_sum = ["Free blocks count wrong (", "Free inodes count wrong ("];
+        assert!(is_sum.iter().any(|sum| pair[0].starts_with(sum)), "{said}");
+    }
+    assert!(replayed.status.code().is_some_and(|code| code <= 1), "{said}");
     let clean = fsck("-n");
     assert_eq!(clean.status.code(), Some(0), "{}", String::from_utf8_lossy(&clean.stdout));
 }

@@ -83,6 +83,25 @@ impl Lines {
         self.next(&format!("line with \"{text}\""), limit, |line| line.contains(text).then(|| line.to_owned()))
     }
 
+    /// Waits until each of `texts` has come in some line, in any order, the lines already looked at included.
+    ///
+    /// # Panics
+    /// As [`Lines::next`].
+    pub fn expect_all(&self, texts: &[&str], limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            let missing: Vec<_> =
+                texts.iter().filter(|text| !state.lines.iter().any(|line| line.contains(**text))).collect();
+            if missing.is_empty() {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!state.ended && !left.is_zero(), "{}: no lines with {missing:?}", self.0.name);
+            state = self.0.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// All lines so far.
     pub fn all(&self) -> Vec<String> {
         self.lock().lines.clone()

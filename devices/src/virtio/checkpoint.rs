@@ -29,16 +29,20 @@ impl VirtioMmio {
     /// # Errors
     /// Requests do not end; the device then goes on as if it had not been drained.
     pub fn drain(&self) -> Result<()> {
+        self.drain_within(DRAIN_LIMIT)
+    }
+
+    pub(super) fn drain_within(&self, limit: Duration) -> Result<()> {
         let in_flight = {
             let mut inner = lock(&self.inner);
             inner.drained = true;
             inner.device.in_flight()
         };
-        if in_flight.wait_for(DRAIN_LIMIT) {
+        if in_flight.wait_for(limit) {
             return Ok(());
         }
         self.undrain();
-        Err(Error::DrainTimeout { device: self.name, limit: DRAIN_LIMIT })
+        Err(Error::DrainTimeout { device: self.name.clone(), limit })
     }
 
     /// Ends a drain: what was held back goes on.
@@ -61,7 +65,7 @@ impl VirtioMmio {
     pub fn save(&self) -> Result<VirtioMmioState> {
         let inner = lock(&self.inner);
         if inner.active && !inner.drained || inner.device.in_flight().count() > 0 {
-            return Err(Error::NotDrained { device: self.name });
+            return Err(Error::NotDrained { device: self.name.clone() });
         }
         let Registers {
             offered: _, // follows from the device
@@ -82,7 +86,7 @@ impl VirtioMmio {
         let queues: Vec<_> = queues.map(|(index, queue)| save_queue(queue, positions(index))).collect();
         // Not the same as nothing in flight if a thread of the device has died on the way.
         if queues.iter().any(|queue| queue.next_avail != queue.next_used) {
-            return Err(Error::NotDrained { device: self.name });
+            return Err(Error::NotDrained { device: self.name.clone() });
         }
         Ok(VirtioMmioState {
             kind: self.kind,
@@ -176,11 +180,11 @@ impl VirtioMmio {
     }
 
     fn mismatch(&self, field: &'static str, saved: impl ToString, here: impl ToString) -> Error {
-        Error::StateMismatch { device: self.name, field, saved: saved.to_string(), here: here.to_string() }
+        Error::mismatch(&self.name, field, saved, here)
     }
 
     fn corrupt(&self, what: String) -> Error {
-        Error::StateCorrupt { device: self.name, what }
+        Error::corrupt(&self.name, what)
     }
 }
 

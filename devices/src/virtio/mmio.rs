@@ -41,7 +41,7 @@ type Queues = Vec<Option<Arc<VirtQueue>>>;
 /// A virtio device in guest memory.
 pub struct VirtioMmio {
     pub(super) kind: u32,
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) inner: Mutex<Inner>,
     queue_events: Vec<EventFd>,
@@ -72,7 +72,7 @@ impl VirtioMmio {
             return Err(Error::QueueSizes { device: name, sizes: sizes.to_vec() });
         }
         let queue_events = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<_>>();
-        let queue_events = queue_events.map_err(|source| Error::EventFd { device: name, source })?;
+        let queue_events = queue_events.map_err(|source| Error::EventFd { device: name.clone(), source })?;
         let registers = Registers::new(device.features(), sizes);
         let inner = Inner { ram, registers, device, queues: Vec::new(), active: false, drained: false, stopping: 0 };
         let interrupt = Arc::new(Interrupt::new(line));
@@ -87,8 +87,8 @@ impl VirtioMmio {
     }
 
     /// The device's name in messages.
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The eventfds that a notification of queue `i` writes: to be registered as ioeventfds at [`NOTIFY_OFFSET`] with

@@ -10,6 +10,8 @@
 pub(crate) mod blk;
 pub(crate) mod chain;
 pub(crate) mod checkpoint;
+#[cfg(test)]
+mod hostile;
 pub(crate) mod in_flight;
 pub(crate) mod interrupt;
 pub(crate) mod mmio;
@@ -43,8 +45,8 @@ pub trait VirtioDevice: Send {
     /// The device's type (virtio 1.2 §5).
     fn kind(&self) -> u32;
 
-    /// The device's name in messages.
-    fn name(&self) -> &'static str;
+    /// What it is called in messages, by what tells it from its like.
+    fn name(&self) -> String;
 
     /// The features of its type that it offers. Those of the ring and of the transport are not its own.
     fn features(&self) -> u64;

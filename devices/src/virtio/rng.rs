@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::queue::{QueueError, VirtQueue};
-use super::state::DeviceState;
+use super::state::{self, DeviceState};
 use super::{Active, DeviceEvent, Progress, VirtioDevice, read_space};
 use crate::{GuestRam, Result, entropy};
 
-const NAME: &str = "virtio-rng";
+const NAME: &str = "random number device";
 const REQUESTS: usize = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 /// How many buffers one event fills.
@@ -43,8 +43,8 @@ impl VirtioDevice for Rng {
         VIRTIO_ID_RNG
     }
 
-    fn name(&self) -> &'static str {
-        NAME
+    fn name(&self) -> String {
+        NAME.into()
     }
 
     fn features(&self) -> u64 {
@@ -96,7 +96,7 @@ impl VirtioDevice for Rng {
     fn restore(&mut self, state: DeviceState) -> Result<()> {
         match state {
             DeviceState::Rng(RngState {}) => Ok(()),
-            other => Err(other.not_of(NAME)),
+            other => Err(other.not_of(self.name(), state::RNG)),
         }
     }
 }

@@ -12,6 +12,11 @@ use super::net::NetState;
 use super::rng::RngState;
 use crate::Error;
 
+/// What the states of devices are called in messages.
+pub(crate) const BLK: &str = "virtio-blk";
+pub(crate) const NET: &str = "virtio-net";
+pub(crate) const RNG: &str = "virtio-rng";
+
 /// A saved virtio-mmio transport with its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioMmioState {
@@ -80,14 +85,14 @@ impl DeviceState {
     /// What kind of device it is, in words.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Blk(_) => "virtio-blk",
-            Self::Net(_) => "virtio-net",
-            Self::Rng(_) => "virtio-rng",
+            Self::Blk(_) => BLK,
+            Self::Net(_) => NET,
+            Self::Rng(_) => RNG,
         }
     }
 
     /// The error of a `device` that was given a state which is not its own.
-    pub(crate) fn not_of(&self, device: &'static str) -> Error {
-        Error::StateMismatch { device, field: "kind of device", saved: self.kind().into(), here: device.into() }
+    pub(crate) fn not_of(&self, device: String, kind: &'static str) -> Error {
+        Error::mismatch(device, "kind of device", self.kind(), kind)
     }
 }

@@ -255,18 +255,6 @@ impl Rig {
         self.ram.write_obj(event.to_le(), GuestAddress(at)).unwrap();
     }
 
-    /// The driver's flags in the available ring.
-    pub(crate) fn set_available_flags(&self, queue: usize, flags: u16) {
-        self.ram.write_obj(flags.to_le(), GuestAddress(self.queues[queue].base + AVAILABLE)).unwrap();
-    }
-
-    /// The device's event index: at which available entry it wants to be notified.
-    pub(crate) fn available_event(&self, queue: usize) -> u16 {
-        let queue = &self.queues[queue];
-        let at = queue.base + USED + 4 + 8 * u64::from(queue.size);
-        self.ram.read_obj::<u16>(GuestAddress(at)).unwrap()
-    }
-
     /// Moves the available index without entries to go with it.
     pub(crate) fn corrupt_available_index(&self, queue: usize, index: u16) {
         self.ram.write_obj(index.to_le(), GuestAddress(self.queues[queue].base + AVAILABLE + 2)).unwrap();

@@ -82,7 +82,8 @@ fn sealed(json: &serde_json::Value) -> Vec<u8> {
 
 #[test]
 fn a_sealed_lie_is_still_a_lie() {
-    let lies: [(&str, fn(&mut serde_json::Value)); 13] = [
+    type Lie = fn(&mut serde_json::Value);
+    let lies: [(&str, Lie); 13] = [
         ("no state", |json| drop(json["files"].as_object_mut().expect("an object").remove("state"))),
         ("no memory", |json| drop(json["files"].as_object_mut().expect("an object").remove("memory"))),
         ("no map", |json| drop(json["files"].as_object_mut().expect("an object").remove("memory.map"))),

@@ -1,7 +1,7 @@
 //! What each route does. Handlers are short: decide, ask the main loop if it must be, answer.
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use crate::control::{Command, CommandError, Control};
 use crate::operations::{Asker, Operation, OperationId, OperationState};
 
 type Body = Result<Bytes, BytesRejection>;
+type Id = Result<Path<String>, PathRejection>;
 type Answer<T> = Result<T, ApiError>;
 
 /// The routes of the API of one VM.
@@ -90,9 +91,9 @@ pub(super) async fn checkpoint(State(control): State<Control>, body: Body) -> An
     (status = 200, body = Operation),
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn operation(State(control): State<Control>, Path(id): Path<String>) -> Answer<Json<Operation>> {
+pub(super) async fn operation(State(control): State<Control>, id: Id) -> Answer<Json<Operation>> {
     let operations = control.shared().operations();
-    let operation = operation_id(&id).and_then(|id| operations.get(id)).ok_or_else(|| no_operation(&id))?;
+    let operation = operation_id(&id).and_then(|id| operations.get(id)).ok_or_else(no_operation)?;
     if operation.state != OperationState::Running {
         operations.told(operation.id);
     }
@@ -105,19 +106,20 @@ pub(super) async fn operation(State(control): State<Control>, Path(id): Path<Str
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn cancel(State(control): State<Control>, Path(id): Path<String>) -> Answer<Response> {
+pub(super) async fn cancel(State(control): State<Control>, id: Id) -> Answer<Response> {
     let operations = control.shared().operations();
-    let cancelled = operation_id(&id).and_then(|id| operations.cancel(id)).ok_or_else(|| no_operation(&id))?;
+    let cancelled = operation_id(&id).and_then(|id| operations.cancel(id)).ok_or_else(no_operation)?;
     Ok((StatusCode::ACCEPTED, Json(cancelled?)).into_response())
 }
 
-fn operation_id(text: &str) -> Option<OperationId> {
-    text.parse().ok()
+/// An id that is none is not known either.
+fn operation_id(id: &Id) -> Option<OperationId> {
+    id.as_ref().ok()?.parse().ok()
 }
 
-fn no_operation(id: &str) -> ApiError {
-    let id: String = id.chars().take(64).collect();
-    ApiError::new(StatusCode::NOT_FOUND, format!("operation {id:?}: not known; the Location of a checkpoint names one"))
+fn no_operation() -> ApiError {
+    let line = "operation: no such one is known; the Location of a checkpoint's answer names it";
+    ApiError::new(StatusCode::NOT_FOUND, line)
 }
 
 async fn no_route(uri: Uri) -> ApiError {

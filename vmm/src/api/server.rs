@@ -71,7 +71,7 @@ impl Server {
         &self.path
     }
 
-    /// Ends the server: those who wait for an operation's end are told first. Takes at most [`LINGER`] and a moment.
+    /// Ends the server: those who wait for an operation's end are told first. Takes at most a second and a half.
     /// Call it after the last operation has ended.
     pub fn shutdown(mut self) {
         self.end();

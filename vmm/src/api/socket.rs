@@ -211,7 +211,23 @@ fn make_private_dir(dir: &Path) -> Result<(), SocketError> {
         }
         _ => {}
     }
-    let metadata = fs::symlink_metadata(dir).map_err(io("cannot be looked at"))?;
+    check_private_dir(dir)
+}
+
+/// Sees that [`default_dir`], if it exists, is ours: what answers in somebody else's is not our VM.
+///
+/// # Errors
+/// It belongs to somebody else, is no directory, or others may write to it.
+pub fn check_default_dir() -> Result<(), SocketError> {
+    match check_private_dir(&default_dir()) {
+        Err(SocketError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn check_private_dir(dir: &Path) -> Result<(), SocketError> {
+    let unreadable = |source| SocketError::Io { path: dir.to_owned(), what: "cannot be looked at", source };
+    let metadata = fs::symlink_metadata(dir).map_err(unreadable)?;
     let wrong = |what| Err(SocketError::UnsafeDirectory { path: dir.to_owned(), what });
     if !metadata.is_dir() {
         return wrong("is no directory");
@@ -223,4 +239,28 @@ fn make_private_dir(dir: &Path) -> Result<(), SocketError> {
         return wrong("others may write to it");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn the_directory_of_sockets_is_ours_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = dir.path().join("ours");
+        make_private_dir(&ours).unwrap();
+        assert_eq!(fs::metadata(&ours).unwrap().mode() & 0o777, 0o700);
+        make_private_dir(&ours).expect("a second time");
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o777)).unwrap();
+        let line = make_private_dir(&ours).unwrap_err().to_string();
+        assert!(line.ends_with("others may write to it; remove it or set XDG_RUNTIME_DIR"), "{line}");
+        let link = dir.path().join("link");
+        symlink("/tmp", &link).unwrap();
+        assert!(make_private_dir(&link).unwrap_err().to_string().contains("is no directory"));
+        if !nix::unistd::getuid().is_root() {
+            assert!(make_private_dir(Path::new("/")).unwrap_err().to_string().contains("belongs to another user"));
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - the last word on stderr is one line, `ckvmm: <noun>: <what>; <mend>` (`exit.rs`);
-//! - what a script reads goes to stdout, through [`output::print`]; a closed pipe is no error;
+//! - what a script reads goes to stdout, through `output::print`; a closed pipe is no error;
 //! - `--json` on every verb that reads.
 
 mod boot;

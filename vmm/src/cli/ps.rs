@@ -61,6 +61,7 @@ fn row((path, vm): &(PathBuf, VmInfo)) -> Vec<String> {
 
 /// The sockets in the default directory, by name.
 fn sockets() -> anyhow::Result<Vec<PathBuf>> {
+    socket::check_default_dir()?;
     let dir = socket::default_dir();
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,

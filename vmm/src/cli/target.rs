@@ -32,6 +32,7 @@ pub(super) fn client(vm: Option<&str>, api_socket: Option<PathBuf>) -> anyhow::R
         (None, Some(vm)) => {
             let not_a_name = |e| UsageError(format!("{vm}: a VM's name {e}; `ckvmm ps` lists those that run"));
             let name: Id = vm.parse().map_err(not_a_name)?;
+            socket::check_default_dir()?;
             socket::default_path(&name)
         }
         (None, None) => return Err(UsageError("no VM: give its name or --api-socket PATH".into()).into()),

@@ -2,10 +2,17 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 
+use serde_json::json;
+
 use super::*;
+use crate::api::{BoundSocket, Server};
+use crate::config::VmConfig;
+use crate::control::{Command, Control, Request, Shared, VmState};
+use crate::operations::CheckpointDone;
 
 fn parse(line: &str) -> Result<Verb, clap::Error> {
     let args = line.split_ascii_whitespace();
@@ -140,4 +147,81 @@ fn help_is_named_for_the_verb() {
     assert_eq!(verb_named(&args("ckvmm boot --x")).as_deref(), Some("boot"));
     assert_eq!(verb_named(&args("ckvmm bot")), None);
     assert_eq!(verb_named(&args("ckvmm")), None);
+}
+
+/// Serves the API of a VM that does not exist, for as long as `test` takes. `main_loop` is its main loop; the VM ends
+/// when that returns true.
+fn with_vm(main_loop: impl Fn(Request, &Shared) -> bool + Send + 'static, test: impl FnOnce(&str)) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "version": 1, "name": "stub", "kernel": { "image": "k" } });
+    let shared = Shared::new(&VmConfig::from_value(config, dir.path()).unwrap());
+    shared.set_state(VmState::Running);
+    let (control, requests) = Control::channel(shared.clone());
+    let path = dir.path().join("s");
+    let server = Server::start(BoundSocket::bind(&path).unwrap(), control).unwrap();
+    let vm = std::thread::spawn(move || {
+        while !main_loop(requests.recv().unwrap(), &shared) {}
+        server.shutdown();
+    });
+    test(&format!("--api-socket {}", path.display()));
+    // a VM that was not ended by the test
+    if path.exists() {
+        status(&format!("kill --api-socket {}", path.display()));
+    }
+    vm.join().unwrap();
+}
+
+fn obey(request: Request, shared: &Shared) -> bool {
+    let (ends, state) = match request.command {
+        Command::Pause => (false, VmState::Paused),
+        Command::Resume => (false, VmState::Running),
+        Command::PowerOff { .. } => (true, VmState::Off),
+        Command::Checkpoint { operation, dir, stop, .. } => {
+            std::thread::sleep(Duration::from_millis(120));
+            match dir {
+                Some(dir) => operation.fail(format!("{}: exists already; give another", dir.display())),
+                None => operation.done(CheckpointDone {
+                    dir: "/store/000001".into(),
+                    id: uuid::Uuid::new_v4(),
+                    written_bytes: 1,
+                    pause_us: 1,
+                    duration_us: 1,
+                }),
+            }
+            (stop, if stop { VmState::Off } else { VmState::Running })
+        }
+    };
+    shared.set_state(state);
+    request.reply.send(Ok(()));
+    ends
+}
+
+#[test]
+fn verbs_speak_to_a_vm() {
+    with_vm(obey, |socket| {
+        for line in ["status", "status --json", "pause", "resume", "checkpoint", "checkpoint --no-wait"] {
+            assert_eq!(status(&format!("{line} {socket}")), ExitStatus::Success, "{line}");
+        }
+        std::thread::sleep(Duration::from_millis(200)); // the last one waited for nothing
+        assert_eq!(status(&format!("checkpoint {socket} /exists")), ExitStatus::Failed, "with CKPT");
+        assert_eq!(status(&format!("console {socket}")), ExitStatus::Failed, "its serial port is stdio");
+        assert_eq!(status(&format!("stop {socket}")), ExitStatus::Success);
+        assert_eq!(status(&format!("status {socket}")), ExitStatus::Failed, "stop has waited for the end");
+    });
+}
+
+#[test]
+fn a_checkpoint_that_ends_the_vm_is_reported_nevertheless() {
+    with_vm(obey, |socket| {
+        assert_eq!(status(&format!("checkpoint --stop {socket}")), ExitStatus::Success);
+    });
+}
+
+#[test]
+fn a_vm_that_dies_in_its_checkpoint_is_no_success() {
+    let die = |request: Request, _: &Shared| {
+        drop(request);
+        true
+    };
+    with_vm(die, |socket| assert_eq!(status(&format!("checkpoint {socket}")), ExitStatus::Failed));
 }

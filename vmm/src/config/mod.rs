@@ -15,11 +15,11 @@
 //! ```
 //!
 //! Invariants:
-//! - a [`VmConfig`] has passed every check that needs no file, socket or TAP to be opened ([`check`]);
+//! - a [`VmConfig`] has passed every check that needs no file, socket or TAP to be opened (`check.rs`);
 //!   those are made by [`InputFile`] and by whoever opens the thing;
 //! - every path in it is absolute and valid UTF-8, so `to_value` cannot fail and a manifest can be read anywhere;
 //! - `from_value(to_value(c)) == c`;
-//! - each field is described once, in [`fields::FIELDS`]: the mend in an error comes from there.
+//! - each field is described once, in `fields.rs`: the mend in an error comes from there.
 
 mod check;
 mod error;

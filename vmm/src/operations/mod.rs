@@ -3,7 +3,7 @@
 //! Invariants:
 //! - at most one operation runs at a time: [`Operations::begin`] refuses a second one;
 //! - a begun operation ends exactly once, done or failed: [`Running`] fails it when it is dropped unfinished;
-//! - at most [`KEPT`] operations are remembered, the running one always.
+//! - at most `KEPT` operations are remembered, the running one always.
 //!
 //! Lock order: one mutex, held for a few instructions, nothing is called under it.
 

@@ -30,7 +30,7 @@ use vm_memory::Bytes;
 
 use super::in_flight::{InFlight, Ticket};
 use super::queue::{QueueError, VirtQueue};
-use super::state::DeviceState;
+use super::state::{self, DeviceState};
 use super::{Active, DeviceEvent, Progress, VirtioDevice, read_space};
 use crate::{Error, GuestRam, Result};
 use pool::Pool;
@@ -38,7 +38,6 @@ use request::{Action, Request, Status};
 use space::{Geometry, SECTOR_BYTES};
 use storage::{FileStorage, Storage};
 
-const NAME: &str = "virtio-blk";
 const REQUESTS: usize = 0;
 const QUEUE_SIZE: u16 = 256;
 /// How many requests one event takes before other devices have their turn.
@@ -158,8 +157,8 @@ impl VirtioDevice for Blk {
         VIRTIO_ID_BLOCK
     }
 
-    fn name(&self) -> &'static str {
-        NAME
+    fn name(&self) -> String {
+        format!("disk {}", self.disk.id)
     }
 
     fn features(&self) -> u64 {
@@ -203,7 +202,7 @@ impl VirtioDevice for Blk {
     fn save(&self) -> Result<DeviceState> {
         let Self { disk, in_flight, pool: _, active: _ } = self;
         if in_flight.count() > 0 {
-            return Err(Error::NotDrained { device: NAME });
+            return Err(Error::NotDrained { device: self.name() });
         }
         let Disk { id, geometry, storage: _, counters: _ } = &**disk;
         let &Geometry { sectors, read_only } = geometry;
@@ -211,18 +210,21 @@ impl VirtioDevice for Blk {
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<()> {
-        let DeviceState::Blk(BlkState { id, sectors, read_only }) = state else { return Err(state.not_of(NAME)) };
+        let DeviceState::Blk(BlkState { id, sectors, read_only }) = state else {
+            return Err(state.not_of(self.name(), state::BLK));
+        };
         let Geometry { sectors: here, read_only: here_read_only } = self.disk.geometry;
-        let mismatch =
-            |field, saved: String, here: String| Err(Error::StateMismatch { device: NAME, field, saved, here });
+        let mismatch = |field, saved: &dyn ToString, here: &dyn ToString| {
+            Err(Error::mismatch(self.name(), field, saved.to_string(), here.to_string()))
+        };
         if id != self.disk.id {
-            return mismatch("disk id", id, self.disk.id.clone());
+            return mismatch("id", &id, &self.disk.id);
         }
         if sectors != here {
-            return mismatch("size in sectors", sectors.to_string(), here.to_string());
+            return mismatch("size in sectors", &sectors, &here);
         }
         if read_only != here_read_only {
-            return mismatch("read-only mode", read_only.to_string(), here_read_only.to_string());
+            return mismatch("read-only mode", &read_only, &here_read_only);
         }
         Ok(())
     }
@@ -296,3 +298,6 @@ impl Disk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,7 +63,7 @@ impl Geometry {
     /// The place in the file of `sectors` from `sector` on, in bytes, if the disk has them.
     pub(super) fn offset(self, sector: u64, sectors: u64) -> Option<u64> {
         let end = sector.checked_add(sectors)?;
-        (end <= self.sectors).then_some(sector * SECTOR_BYTES)
+        (end <= self.sectors).then(|| sector * SECTOR_BYTES)
     }
 }
 

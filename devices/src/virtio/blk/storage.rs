@@ -86,7 +86,7 @@ impl Storage for FileStorage {
     }
 }
 
-fn write_zeroes_by_hand(file: &File, range: ByteRange) -> io::Result<()> {
+pub(super) fn write_zeroes_by_hand(file: &File, range: ByteRange) -> io::Result<()> {
     let ByteRange { mut offset, bytes } = range;
     let end = offset + bytes;
     while offset < end {

@@ -26,7 +26,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
 use super::queue::QueueError;
-use super::state::DeviceState;
+use super::state::{self, DeviceState};
 use super::{Active, DeviceEvent, Progress, VirtioDevice, read_space};
 use crate::{Error, Result};
 pub use cable::Cable;
@@ -34,7 +34,6 @@ use rx::Receiver;
 use space::Space;
 use tx::Transmitter;
 
-const NAME: &str = "virtio-net";
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUE_SIZES: &[u16] = &[256, 256];
@@ -132,8 +131,8 @@ impl VirtioDevice for Net {
         VIRTIO_ID_NET
     }
 
-    fn name(&self) -> &'static str {
-        NAME
+    fn name(&self) -> String {
+        format!("network card on {}", self.link.name())
     }
 
     fn features(&self) -> u64 {
@@ -197,23 +196,23 @@ impl VirtioDevice for Net {
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<()> {
-        let DeviceState::Net(NetState { mac, mtu, link_up, frame }) = state else { return Err(state.not_of(NAME)) };
+        let DeviceState::Net(NetState { mac, mtu, link_up, frame }) = state else {
+            return Err(state.not_of(self.name(), state::NET));
+        };
         if mac != self.mac {
             // The driver has read it once and for all.
             let words = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-            return Err(Error::StateMismatch {
-                device: NAME,
-                field: "MAC address",
-                saved: words(mac),
-                here: words(self.mac),
-            });
+            return Err(Error::mismatch(self.name(), "MAC address", words(mac), words(self.mac)));
         }
         if mtu != self.mtu {
-            tracing::warn!("{NAME}: link {} has an MTU of {}, the guest knows {mtu}", self.link.name(), self.mtu);
+            tracing::warn!("{}: its MTU is {}, the guest knows {mtu}", self.name(), self.mtu);
         }
-        self.receiver.put_back(&frame).map_err(|what| Error::StateCorrupt { device: NAME, what })?;
+        self.receiver.put_back(&frame).map_err(|what| Error::corrupt(self.name(), what))?;
         self.mtu = mtu;
         self.cable.plug(link_up);
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
