@@ -36,17 +36,21 @@ fingerprint() {
 apt_options=() apt_said=''
 declare -A fresh=()
 
+# apt_quietly DIR COMMAND...: apt-get in that folder; what it says is in $apt_said.
 apt_quietly() {
+  local dir=$1
+  shift
   # Sandbox::User: as root, apt would warn that its user _apt may not write into our folder.
-  apt_said=$(apt-get -q -o APT::Sandbox::User=root ${apt_options[@]+"${apt_options[@]}"} "$@" 2>&1)
+  apt_said=$(env -C "$dir" apt-get -q -o APT::Sandbox::User=root ${apt_options[@]+"${apt_options[@]}"} "$@" 2>&1)
 }
 
 private_lists() {
   local dir=$build/apt
   mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial"
-  apt_options=(-o "Dir::State=$dir/state" -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$dir/cache")
+  apt_options=(-o "Dir::State=$dir/state" -o "Dir::State::lists=$dir/state/lists" -o "Dir::Cache=$dir/cache"
+    -o Dir::State::status=/var/lib/dpkg/status)
   say "fetching package lists into $dir (the machine's own are missing or outdated)"
-  apt_quietly update || die "apt-get update failed: $apt_said"
+  apt_quietly "$dir" update || die "apt-get update failed: $apt_said"
 }
 
 # package NAME: sets $deb to the path of its .deb, which is fetched if it is not here or if UPDATE=1.
@@ -58,12 +62,10 @@ package() {
     new=$build/debs/.$name.new
     rm -rf "$new"
     mkdir -p "$new"
-    pushd "$new" >/dev/null
-    if ! apt_quietly download "$name"; then
+    if ! apt_quietly "$new" download "$name"; then
       [ ${#apt_options[@]} -gt 0 ] || private_lists
-      apt_quietly download "$name" || die "cannot fetch package $name: $apt_said"
+      apt_quietly "$new" download "$name" || die "cannot fetch package $name: $apt_said"
     fi
-    popd >/dev/null
     rm -rf "$dir"
     mv "$new" "$dir"
     fresh[$name]=1

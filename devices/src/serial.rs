@@ -56,9 +56,9 @@ impl Serial {
         lock(&self.chip).enqueue_raw_bytes(input).unwrap_or(0)
     }
 
-    /// Whether the FIFO has room.
-    pub fn wants_input(&self) -> bool {
-        lock(&self.chip).fifo_capacity() > 0
+    /// How many bytes of input the FIFO has room for; only [`Serial::enqueue`] makes them fewer.
+    pub fn input_room(&self) -> usize {
+        lock(&self.chip).fifo_capacity()
     }
 
     /// Signalled each time the guest has emptied the FIFO: whoever has input waiting may enqueue it.

@@ -215,3 +215,40 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_where_it_is_and_nowhere_else() {
+        let above = tempfile::tempdir().expect("directory");
+        let (path, other) = (above.path().join("a"), above.path().join("b"));
+        create_dir(&path).expect("mkdir");
+        let open = open_dir(&path).expect("open");
+        assert!(is_at(&open, &path));
+        rename(&path, &other).expect("rename");
+        assert!(!is_at(&open, &path), "gone");
+        create_dir(&path).expect("mkdir");
+        assert!(!is_at(&open, &path), "another one");
+        remove_tree(&path).expect("rm");
+        symlink(&other, &path).expect("symlink");
+        assert!(!is_at(&open, &path), "a link to it is not it");
+        assert!(is_at(&open, &other));
+    }
+
+    #[test]
+    fn a_lock_is_one_s_own() {
+        let above = tempfile::tempdir().expect("directory");
+        let lock = try_lock_dir(above.path()).expect("locks").expect("free");
+        assert!(try_lock_dir(above.path()).expect("looks").is_none());
+        drop(lock);
+        assert!(try_lock_dir(above.path()).expect("locks").is_some());
+    }
+
+    #[test]
+    fn free_bytes_are_known_for_what_does_not_exist_yet() {
+        let above = tempfile::tempdir().expect("directory");
+        assert!(free_bytes(&above.path().join("a/b/c")) > 0);
+    }
+}

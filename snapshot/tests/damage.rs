@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use ckvmm_snapshot::{ChunkMap, Error, Image, Manifest, Progress, Result, StateMap};
+use ckvmm_snapshot::{ChunkMap, Error, FileDigest, Image, Manifest, Progress, Result, StateMap};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -198,6 +198,51 @@ fn files_of_another_checkpoint_are_refused() {
             std::fs::copy(other.join(file), path).expect("copy");
         };
         with_replaced(&victim, file, copy, |path| drop(check(path).expect_err(file)));
+    }
+}
+
+#[test]
+fn files_that_agree_with_their_digests_but_not_with_each_other_are_refused() {
+    let victim = Victim::new();
+    // Puts the map of one file in the place of another's, and has the manifest say so.
+    let swap = |manifest: &mut Manifest, from: &str, to: &str| {
+        let map = std::fs::read(victim.path.join(format!("{from}.map"))).expect("read");
+        std::fs::write(victim.path.join(format!("{to}.map")), map).expect("write");
+        let entry = manifest.files[&format!("{from}.map")];
+        let FileDigest::Whole(digest) = entry.digest else { panic!("a map is digested as a whole") };
+        manifest.files.insert(format!("{to}.map"), entry);
+        manifest.files.get_mut(to).expect("is there").digest = FileDigest::Chunks(digest);
+    };
+    let resize = |manifest: &mut Manifest, name: &str, bytes: u64| {
+        let file = OpenOptions::new().write(true).open(victim.path.join(name)).expect("open");
+        file.set_len(bytes).expect("length");
+        manifest.files.get_mut(name).expect("is there").bytes = bytes;
+    };
+    type Lie<'a> = &'a dyn Fn(&mut Manifest);
+    let lies: [(&str, Lie); 5] = [
+        ("memory that the manifest states", &|manifest| manifest.memory_bytes += 4096),
+        ("of a file of 20000 bytes", &|manifest| swap(manifest, "disks/root", "memory")),
+        ("not the memory", &|manifest| {
+            swap(manifest, "disks/root", "memory");
+            resize(manifest, "memory", 20_000);
+        }),
+        ("has regions of memory", &|manifest| {
+            swap(manifest, "memory", "disks/root");
+            resize(manifest, "disks/root", common::CHUNK + 8192);
+        }),
+        ("bytes long, saved with", &|manifest| manifest.files.get_mut("state").expect("is there").bytes += 1),
+    ];
+    let before: Vec<_> = ALL_FILES.iter().map(|file| std::fs::read(victim.path.join(file)).expect("read")).collect();
+    for (words, lie) in lies {
+        let mut manifest = Manifest::load(&victim.path).expect("loads");
+        lie(&mut manifest);
+        std::fs::write(victim.path.join("manifest.json"), manifest.encode().expect("encodes")).expect("write");
+        let line = Image::open(&victim.path).expect_err(words).to_string();
+        assert!(line.contains(words), "{words}: {line}");
+        for (file, content) in ALL_FILES.iter().zip(&before) {
+            std::fs::write(victim.path.join(file), content).expect("write");
+        }
+        check(&victim.path).expect("whole again");
     }
 }
 

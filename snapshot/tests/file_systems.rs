@@ -7,11 +7,19 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ckvmm_snapshot::{CopyMethod, Error, Image, Progress, StagedImage, StateMap, Store};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MIB: u64 = 1 << 20;
+
+/// Lets one test run at a time: a command that another thread starts has, for a moment, every file of this process open,
+/// and what is removed meanwhile gives its room back only later.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs a command of the system; `None`, and the reason printed, if that cannot be.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
@@ -89,6 +97,7 @@ fn no_space(error: Error, file: &str, bytes: u64) {
 
 #[test]
 fn a_full_file_system_fails_the_checkpoint_and_nothing_else() {
+    let _alone = alone();
     let Some(mount) = Mount::tmpfs("size=4m") else { return };
     let target = mount.path().join("000001");
     let create = || StagedImage::create(&target).expect("there is room to begin");
@@ -114,6 +123,7 @@ fn a_full_file_system_fails_the_checkpoint_and_nothing_else() {
 
 #[test]
 fn no_inodes_is_no_space_at_every_step() {
+    let _alone = alone();
     let mut failures = 0;
     // The root, the staging directory, disks/, five files and the manifest.
     for inodes in 1.. {
@@ -134,6 +144,7 @@ fn no_inodes_is_no_space_at_every_step() {
 
 #[test]
 fn a_restore_without_room_leaves_no_disk() {
+    let _alone = alone();
     let Some(mount) = Mount::tmpfs("size=4m") else { return };
     let store = tempfile::tempdir().expect("directory");
     let mut staged = StagedImage::create(&store.path().join("a")).expect("create");
@@ -152,6 +163,7 @@ fn a_restore_without_room_leaves_no_disk() {
 
 #[test]
 fn a_read_only_file_system_is_named() {
+    let _alone = alone();
     let Some(mount) = Mount::tmpfs("size=16m") else { return };
     let path = common::checkpoint(&mount.path().join("000001")).expect("commits");
     std::fs::create_dir(mount.path().join(format!(".STAGING-{}", uuid::Uuid::from_u128(7)))).expect("mkdir");
@@ -206,11 +218,13 @@ fn shares_extents(mkfs: &str) {
 
 #[test]
 fn btrfs_shares_extents() {
+    let _alone = alone();
     shares_extents("mkfs.btrfs");
 }
 
 #[test]
 fn xfs_shares_extents() {
+    let _alone = alone();
     shares_extents("mkfs.xfs");
 }
 
@@ -225,6 +239,7 @@ impl Drop for Loop {
 
 #[test]
 fn a_block_device_is_captured_without_its_zeros() {
+    let _alone = alone();
     let mut backing = tempfile::NamedTempFile::new().expect("file");
     backing.as_file().set_len(32 * MIB).expect("length");
     backing.as_file().write_all_at(b"boot", 0).expect("write");

@@ -27,6 +27,7 @@ fn a_busy_guest_goes_on_where_it_was() {
     assert!(later.same_process(&first) && later.count >= at_cut.count);
     vm.console
         .next("thirty more counts", LIMIT, |line| Count::parse(line).filter(|count| count.count > later.count + 30));
+    let lost = Count::last(&vm.console.all());
     let (console, messages) = vm.kill9();
     assert!(complaints(&console.all()).is_empty(), "{:?}", complaints(&console.all()));
     assert!(messages.all().iter().all(|line| !line.contains("error")), "{:#?}", messages.all());
@@ -36,6 +37,8 @@ fn a_busy_guest_goes_on_where_it_was() {
     let next = Count::next(&restored);
     assert!(next.same_process(&first), "{next:?} after {first:?}");
     assert!(next.count > before.count && next.count <= at_cut.count + 1, "{before:?} {next:?} {at_cut:?}");
+    // Time stood still across the gap: what passed before the kill is not in it.
+    assert!(next.uptime < at_cut.uptime + 1.0 && next.uptime < lost.uptime - 1.0, "{at_cut:?} {lost:?} {next:?}");
     let then = Count::next(&restored);
     assert_eq!(then.count, next.count + 1);
     restored.console.expect_all(&["CKVMM fsync seq=", "CKVMM ping seq=", "CKVMM ram mib="], LIMIT);

@@ -67,11 +67,13 @@ pub(crate) fn committed(vm: &Ckvmm) -> PathBuf {
 }
 
 /// What the guest's counter said in a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Count {
     pub(crate) nonce: String,
     pub(crate) boot_id: String,
     pub(crate) count: u64,
+    /// Seconds of the guest's boot time.
+    pub(crate) uptime: f64,
 }
 
 impl Count {
@@ -86,6 +88,7 @@ impl Count {
             nonce: value(line, "nonce")?.to_owned(),
             boot_id: value(line, "boot_id")?.to_owned(),
             count: value(line, "count")?.parse().ok()?,
+            uptime: value(line, "uptime")?.parse().ok()?,
         })
     }
 
@@ -101,13 +104,14 @@ impl Count {
 
 /// Lines of the kernel that a guest which was merely stopped for a while would not print.
 pub(crate) fn complaints(lines: &[String]) -> Vec<&String> {
+    // Not "Long readout interval": that is a starved processor, of which an emulated one has many.
     let bad = [
         "soft lockup",
         "hard LOCKUP",
         "rcu_sched",
         "rcu: INFO",
-        "clocksource: ",
-        "Clocksource",
+        "timekeeping watchdog",
+        "Marking clocksource",
         "TSC unstable",
         "stalls on",
         "NETDEV WATCHDOG",

@@ -3,8 +3,12 @@
 //! Nothing here sleeps for a time in the hope that something has happened: every wait is for an event, with a limit
 //! that says what did not come.
 
+pub mod api;
+pub mod bare_metal;
 pub mod config;
 pub mod console;
+pub mod lines;
+pub mod mount;
 pub mod network;
 pub mod paths;
 pub mod process;

@@ -11,7 +11,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, Uid},
 };
 
 use crate::{console::Lines, paths};
@@ -33,9 +33,36 @@ impl Ckvmm {
     /// # Panics
     /// If it cannot be started.
     pub fn start<S: AsRef<OsStr>>(dir: &Path, arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut child = command(dir)
-            .args(arguments)
-            .stdin(Stdio::piped())
+        let mut command = command(dir);
+        command.args(arguments);
+        Self::start_command(command)
+    }
+
+    /// Starts a command that runs `ckvmm`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_command(command: Command) -> Self {
+        Self::spawn(command, Stdio::piped())
+    }
+
+    /// Starts `ckvmm ARGUMENTS` in `dir` with a standard input of the caller's.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_reading<S: AsRef<OsStr>>(
+        dir: &Path,
+        arguments: impl IntoIterator<Item = S>,
+        stdin: impl Into<Stdio>,
+    ) -> Self {
+        let mut command = command(dir);
+        command.args(arguments);
+        Self::spawn(command, stdin.into())
+    }
+
+    fn spawn(mut command: Command, stdin: Stdio) -> Self {
+        let mut child = command
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -51,8 +78,16 @@ impl Ckvmm {
     /// # Panics
     /// If the process has ended.
     pub fn type_line(&mut self, line: &str) {
+        self.type_bytes(format!("{line}\n").as_bytes());
+    }
+
+    /// Types at the guest's console.
+    ///
+    /// # Panics
+    /// If the process has ended.
+    pub fn type_bytes(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut().expect("the console is open");
-        stdin.write_all(line.as_bytes()).and_then(|()| stdin.write_all(b"\n")).expect("ckvmm reads its input");
+        stdin.write_all(bytes).expect("ckvmm reads its input");
     }
 
     /// Its process ID.
@@ -116,8 +151,29 @@ pub fn run<S: AsRef<OsStr>>(dir: &Path, arguments: impl IntoIterator<Item = S>) 
     command(dir).args(arguments).stdin(Stdio::null()).output().expect("ckvmm starts")
 }
 
-fn command(dir: &Path) -> Command {
+/// Runs `ckvmm ARGUMENTS` in `dir` as a user without rights: another one if this is root.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn run_without_rights<S: AsRef<OsStr>>(dir: &Path, arguments: impl IntoIterator<Item = S>) -> Output {
+    let mut command = if Uid::effective().is_root() {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(paths::ckvmm());
+        setpriv
+    } else {
+        Command::new(paths::ckvmm())
+    };
+    settle(&mut command, dir);
+    command.args(arguments).stdin(Stdio::null()).output().expect("ckvmm starts (setpriv is in util-linux)")
+}
+
+/// `ckvmm` in `dir`, where its sockets go too.
+pub fn command(dir: &Path) -> Command {
     let mut command = Command::new(paths::ckvmm());
-    command.current_dir(dir).env("XDG_RUNTIME_DIR", dir).env("CKVMM_LOG", "warn");
+    settle(&mut command, dir);
     command
+}
+
+fn settle(command: &mut Command, dir: &Path) {
+    command.current_dir(dir).env("XDG_RUNTIME_DIR", dir).env("CKVMM_LOG", "warn");
 }

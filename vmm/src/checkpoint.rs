@@ -31,7 +31,7 @@ pub struct Plan {
     pub stay_paused: bool,
 }
 
-/// Makes a checkpoint of `machine`.
+/// Makes a checkpoint of `machine`, and commits it if `sound` says that what it was made from is.
 ///
 /// # Errors
 /// If it cannot be made: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
@@ -40,16 +40,23 @@ pub fn checkpoint(
     staged: StagedImage,
     plan: &Plan,
     progress: &Progress,
+    sound: impl FnOnce() -> Result<()>,
 ) -> Result<CheckpointDone> {
     let ran = machine.is_running();
-    let made = make(machine, staged, plan, progress);
+    let made = make(machine, staged, plan, progress, sound);
     if made.is_err() || !plan.stay_paused {
         resume_if(machine, ran)?;
     }
     made
 }
 
-fn make(machine: &mut Machine, mut staged: StagedImage, plan: &Plan, progress: &Progress) -> Result<CheckpointDone> {
+fn make(
+    machine: &mut Machine,
+    mut staged: StagedImage,
+    plan: &Plan,
+    progress: &Progress,
+    sound: impl FnOnce() -> Result<()>,
+) -> Result<CheckpointDone> {
     let started = Instant::now();
     let ran = machine.is_running();
     let id = staged.id();
@@ -66,6 +73,7 @@ fn make(machine: &mut Machine, mut staged: StagedImage, plan: &Plan, progress: &
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
     staged.digest_disks(progress)?;
+    sound()?;
     let dir = staged.commit(ManifestHead {
         name: plan.name.clone(),
         lineage: plan.lineage,

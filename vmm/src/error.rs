@@ -95,6 +95,12 @@ pub enum Error {
         /// Why not, and the mend.
         reason: String,
     },
+    /// The image that the VM runs from is damaged.
+    #[error("{line}")]
+    Corrupt {
+        /// File, chunk and mend.
+        line: String,
+    },
     /// A virtual machine state that the image holds does not fit.
     #[error("state: {what}")]
     State {

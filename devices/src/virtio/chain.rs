@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use super::queue::QueueError;
 use crate::GuestRam;
 
-/// A piece of guest RAM, known to exist.
+/// A piece of guest RAM, known to exist and not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) address: GuestAddress,
@@ -57,6 +57,9 @@ impl Chain {
 
     fn push(&mut self, ram: &GuestRam, descriptor: &Descriptor) -> Result<(), QueueError> {
         let (address, bytes) = (descriptor.addr(), descriptor.len() as usize);
+        if bytes == 0 {
+            return Ok(());
+        }
         if !ram.check_range(address, bytes) {
             return Err(QueueError::OutsideRam { head: self.head, address: address.0, bytes });
         }

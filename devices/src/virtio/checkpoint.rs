@@ -103,8 +103,8 @@ impl VirtioMmio {
         })
     }
 
-    /// Takes on a saved state, and is at work again if the device was. Guest RAM must be the saved one before anything
-    /// runs; [`VirtioMmio::kick`] is to follow.
+    /// Takes on a saved state, and is at work again if the device was; a drain stays in force. Guest RAM must be the
+    /// saved one before anything runs; [`VirtioMmio::kick`] is to follow.
     ///
     /// # Errors
     /// The state is that of a device of another shape, or of none. The device is then in reset.

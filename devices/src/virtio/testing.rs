@@ -1,16 +1,18 @@
 //! A driver for tests: it sets a device up through its registers and puts chains into its queues, as a guest would.
 
+mod driver_queue;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_mmio::*;
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::mmio::VirtioMmio;
 use super::{DeviceEvent, VirtioDevice};
 use crate::{BusDevice, GuestRam, InterruptLine};
+use driver_queue::{AVAILABLE, DriverQueue, RINGS_STRIDE, USED};
 
 /// RAM of the test machine: two regions that touch, then a hole.
 pub(crate) const RAM_REGIONS: [(GuestAddress, usize); 2] =
@@ -21,13 +23,6 @@ pub(crate) const DATA: u64 = 0x8_0000;
 /// What RAM is filled with, so that a write into it shows.
 pub(crate) const FILL: u8 = 0xa5;
 
-/// Rings of queue `i` begin here, each part in pages of its own.
-const RINGS: u64 = 0x1_0000;
-const RINGS_STRIDE: u64 = 0x1_0000;
-const AVAILABLE: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
 /// What the Status register reads after each step of the initialisation.
 pub(crate) const READY_STEPS: [u32; 4] = [1, 3, 11, 15];
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,15 +72,6 @@ impl std::fmt::Debug for Memory {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Memory").field("queues", &self.queues).finish_non_exhaustive()
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct DriverQueue {
-    size: u16,
-    base: u64,
-    free: Vec<u16>,
-    next_available: u16,
-    next_used: u16,
 }
 
 pub(crate) fn new_ram() -> GuestRam {
@@ -260,6 +246,11 @@ impl Rig {
         self.ram.write_obj(index.to_le(), GuestAddress(self.queues[queue].base + AVAILABLE + 2)).unwrap();
     }
 
+    /// How many buffers the device has used, all in all.
+    pub(crate) fn used_index(&self, queue: usize) -> u16 {
+        self.ram.read_obj::<u16>(GuestAddress(self.queues[queue].base + USED + 2)).unwrap()
+    }
+
     /// Where a queue's descriptor table, available ring and used ring are.
     pub(crate) fn rings(&self, queue: usize) -> (u64, u64, u64) {
         let base = self.queues[queue].base;
@@ -284,65 +275,5 @@ impl Rig {
     pub(crate) fn set_memory(&mut self, memory: Memory) {
         self.ram.write_slice(&memory.ram, GuestAddress(0)).unwrap();
         self.queues = memory.queues;
-    }
-}
-
-impl DriverQueue {
-    fn new(size: u16, index: u64) -> Self {
-        let base = RINGS + index * RINGS_STRIDE;
-        Self { size, base, free: (0..size).rev().collect(), next_available: 0, next_used: 0 }
-    }
-
-    fn offer(&mut self, ram: &GuestRam, pieces: &[Piece]) -> u16 {
-        let indices: Vec<u16> = pieces.iter().map(|_| self.free.pop().expect("descriptors")).collect();
-        for (position, piece) in pieces.iter().enumerate() {
-            let (address, bytes, flag) = match *piece {
-                Piece::Out(address, bytes) => (address, bytes, 0),
-                Piece::In(address, bytes) => (address, bytes, DESC_WRITE),
-            };
-            let next = indices.get(position + 1);
-            let flags = flag | next.map_or(0, |_| DESC_NEXT);
-            let descriptor = Descriptor::new(address, bytes, flags, next.copied().unwrap_or(0));
-            let at = self.base + 16 * u64::from(indices[position]);
-            ram.write_obj(descriptor, GuestAddress(at)).unwrap();
-        }
-        self.make_available(ram, indices[0]);
-        indices[0]
-    }
-
-    fn make_available(&mut self, ram: &GuestRam, head: u16) {
-        let ring = self.base + AVAILABLE;
-        let slot = u64::from(self.next_available % self.size);
-        ram.write_obj(head.to_le(), GuestAddress(ring + 4 + 2 * slot)).unwrap();
-        self.next_available = self.next_available.wrapping_add(1);
-        ram.store(self.next_available.to_le(), GuestAddress(ring + 2), Ordering::Release).unwrap();
-    }
-
-    fn take_used(&mut self, ram: &GuestRam) -> Vec<(u16, u32)> {
-        let ring = self.base + USED;
-        let end = u16::from_le(ram.load(GuestAddress(ring + 2), Ordering::Acquire).unwrap());
-        let mut used = Vec::new();
-        while self.next_used != end {
-            let at = ring + 4 + 8 * u64::from(self.next_used % self.size);
-            let [head, written] = ram.read_obj::<[u32; 2]>(GuestAddress(at)).unwrap().map(u32::from_le);
-            used.push((head as u16, written));
-            self.free_chain(ram, head as u16);
-            self.next_used = self.next_used.wrapping_add(1);
-        }
-        used
-    }
-
-    fn free_chain(&mut self, ram: &GuestRam, head: u16) {
-        let mut index = head;
-        loop {
-            assert!(!self.free.contains(&index), "chain {head} used twice");
-            self.free.push(index);
-            let at = GuestAddress(self.base + 16 * u64::from(index));
-            let descriptor: Descriptor = ram.read_obj(at).unwrap();
-            if !descriptor.has_next() {
-                return;
-            }
-            index = descriptor.next();
-        }
     }
 }

@@ -65,7 +65,7 @@ fn a_map_of_nothing_is_a_map() {
 #[test]
 fn every_header_field_is_checked() {
     // Offset, width and value of the change.
-    let lies: [(usize, u64, usize); 14] = [
+    let lies: [(usize, u64, usize); 16] = [
         (0, 0x58, 1),                      // magic
         (12, 4096, 4),                     // chunk size
         (16, (4 << 20) + 8193, 8),         // one byte more than the regions
@@ -79,7 +79,9 @@ fn every_header_field_is_checked() {
         (32, u64::MAX, 8),
         (48, u64::MAX - 4095, 8), // a region that is larger than all
         (64, u64::MAX - 4095, 8), // a region at the end of the address space
-        (88, 2, 1),               // a kind that is none
+        (56, 4096, 8),            // a region elsewhere in the file
+        (80, 6 << 20, 8),
+        (88, 2, 1), // a kind that is none
     ];
     for (offset, value, width) in lies {
         let mut bytes = map().encode();

@@ -187,6 +187,15 @@ fn entries_come_in_order_and_once() {
     bytes[at] = b'z';
     let line = StateMap::decode(&bytes).expect_err("out of order").to_string();
     assert!(line.contains("out of order"), "{line}");
+
+    let mut map = StateMap::new();
+    map.put("a0", &Clock { nanoseconds: 0 }).expect("new");
+    map.put("a1", &Clock { nanoseconds: 1 }).expect("new");
+    let mut bytes = map.encode();
+    let at = bytes.windows(2).position(|window| window == b"a1").expect("is there");
+    bytes[at + 1] = b'0';
+    let line = StateMap::decode(&bytes).expect_err("twice").to_string();
+    assert!(line.contains("out of order"), "{line}");
 }
 
 proptest! {

@@ -10,6 +10,9 @@ const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
 /// CPUID.1:EDX.HTT: more than one logical processor in the package.
 const HTT: u32 = 1 << 28;
+/// CPUID.1:ECX.VMX and CPUID.80000001:ECX.SVM: hidden, since the state of a guest's own guests is not saved.
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
 /// Level types of leaves 0xB and 0x1F (Intel SDM vol. 2A, CPUID).
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -22,6 +25,7 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_deadline: bool) -> C
             0x1 => features(entry, id, vcpus, tsc_deadline),
             0x4 | 0x8000_001d => cache_sharing(entry, vcpus),
             0xb | 0x1f => extended_topology(entry, id, vcpus),
+            0x8000_0001 => entry.ecx &= !SVM,
             0x8000_0008 => amd_core_count(entry, vcpus),
             0x8000_001e => amd_topology(entry, id),
             _ => {}
@@ -32,7 +36,7 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_deadline: bool) -> C
 
 fn features(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32, tsc_deadline: bool) {
     entry.ebx = entry.ebx & 0xffff | id << 24 | vcpus.min(255) << 16;
-    entry.ecx |= HYPERVISOR;
+    entry.ecx = entry.ecx & !VMX | HYPERVISOR;
     if tsc_deadline {
         entry.ecx |= TSC_DEADLINE;
     }

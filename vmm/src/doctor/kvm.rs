@@ -6,40 +6,17 @@ use std::os::unix::fs::MetadataExt as _;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::{Backend, Check};
+use crate::machine::kvm::{REQUIRED, create_vm};
 
 const DEVICE: &str = "/dev/kvm";
 /// The only version of the API since 2007.
 const API_VERSION: i32 = 12;
-/// How often a VM that could not be made because of a signal is tried again.
-const EINTR_TRIES: usize = 16;
-
-/// What a machine cannot do without.
-const REQUIRED: &[(Cap, &str)] = &[
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Pit2, "KVM_CAP_PIT2"),
-    (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
-    (Cap::Xsave, "KVM_CAP_XSAVE"),
-    (Cap::Xcrs, "KVM_CAP_XCRS"),
-    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
-];
-
 /// What makes more possible, and what is missing without it.
 const USEFUL: &[(Cap, &str, &str)] = &[
     (Cap::Xsave2, "KVM_CAP_XSAVE2", "guests with AMX"),
     (Cap::TscControl, "KVM_CAP_TSC_CONTROL", "restoring on a host whose TSC runs at another frequency"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest's best timer"),
     (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "pauses that the guest's watchdog does not notice"),
-    (Cap::NestedState, "KVM_CAP_NESTED_STATE", "checkpoints of guests that run VMs themselves"),
 ];
 
 pub(super) fn check(backend: Backend) -> Vec<Check> {
@@ -66,12 +43,6 @@ pub(super) fn check(backend: Backend) -> Vec<Check> {
     let most = kvm.get_max_vcpus();
     let opened = Check::ok(DEVICE, format!("opens and makes a VM; at most {most} vCPUs each"));
     vec![opened, required(&kvm), useful(&kvm)]
-}
-
-fn create_vm(kvm: &Kvm) -> Result<kvm_ioctls::VmFd, kvm_ioctls::Error> {
-    let tries = (0..EINTR_TRIES).map(|_| kvm.create_vm());
-    let mut last = tries.skip_while(|vm| vm.as_ref().is_err_and(|e| e.errno() == libc::EINTR));
-    last.next().unwrap_or_else(|| kvm.create_vm())
 }
 
 fn required(kvm: &Kvm) -> Check {

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     api::BoundSocket,
-    config,
+    config::{self, ConfigError},
     error::{Error, Result},
 };
 
@@ -60,14 +60,23 @@ impl Console {
         let (output, source): (Box<dyn Write + Send>, _) = match config {
             config::Serial::None => (Box::new(io::sink()), Source::Nothing),
             config::Serial::Stdio => (Box::new(io::stdout()), Source::Stdin),
-            config::Serial::File(path) => (Box::new(append(path)?), Source::Nothing),
+            config::Serial::File(path) => {
+                let file = append(path)
+                    .map_err(|error| unusable("serial.file", &format!("{}: {error}", path.display())))?;
+                (Box::new(file), Source::Nothing)
+            }
             config::Serial::Socket(path) => {
-                let (socket, client) = (BoundSocket::bind(path)?, Client::default());
+                let socket = BoundSocket::bind(path).map_err(|error| unusable("serial.socket", &error.to_string()))?;
+                let client = Client::default();
                 (Box::new(ToClient(Arc::clone(&client))), Source::Socket(socket, client))
             }
         };
         let output = match log {
-            Some(log) => Box::new(Tee { output, log: append(log)? }),
+            Some(log) => {
+                let what = "the console's log cannot be written; mend that or give another state directory";
+                let log = append(log).map_err(|source| Error::Io { path: log.into(), what, source })?;
+                Box::new(Tee { output, log })
+            }
             None => output,
         };
         Ok(Console { output, source })
@@ -84,12 +93,14 @@ impl Console {
     }
 }
 
-fn append(path: &Path) -> Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|source| Error::Io {
-        path: path.into(),
-        what: "the serial port cannot write it; give another file in \"serial\"",
-        source,
-    })
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// `error` about a field that names a path; a mend that speaks of another option is left away.
+fn unusable(field: &str, error: &str) -> Error {
+    let what = error.split_once("; ").map_or(error, |(what, _)| what);
+    ConfigError::field(field, what, "give another path").into()
 }
 
 /// Watches the host's end for input.
@@ -116,10 +127,12 @@ impl Input {
         }
     }
 
-    /// Reads as much as the guest has room for. False at the end of the input.
+    /// Reads as much as the guest has room for: the rest stays where it is, also across a checkpoint. False at the end
+    /// of the input.
     fn pump(&mut self, mut from: impl Read) -> bool {
         let mut buffer = [0; CHUNK];
-        let read = match from.read(&mut buffer) {
+        let room = self.serial.input_room().min(CHUNK);
+        let read = match from.read(&mut buffer[..room]) {
             Ok(0) => return false,
             Ok(read) => read,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return true,
@@ -197,13 +210,13 @@ impl MutEventSubscriber for Input {
         }
         if events.fd() == self.serial.room().as_raw_fd() {
             drop(self.serial.room().read());
-            if !self.watching && self.serial.wants_input() {
+            if !self.watching && self.serial.input_room() > 0 {
                 self.watching = true;
                 self.with_source(|fd| self.watch(fd, ops));
             }
             return;
         }
-        if !self.serial.wants_input() {
+        if self.serial.input_room() == 0 {
             self.watching = false;
             self.with_source(|fd| self.unwatch(fd, ops));
             return;

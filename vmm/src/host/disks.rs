@@ -26,6 +26,8 @@ use crate::{
 
 /// Largest disk: 8 TiB, far from where byte offsets end.
 const DISK_MAX: u64 = 8 << 40;
+/// A disk is made of sectors (virtio 1.2 §5.2).
+const SECTOR_BYTES: u64 = 512;
 
 /// A disk and the file that holds it.
 #[derive(Debug, Clone)]
@@ -81,6 +83,10 @@ pub fn for_boot(config: &VmConfig, state: &StateDir, fresh: bool) -> Result<Vec<
 /// # Errors
 /// If a copy cannot be made, or one is there already.
 pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result<Vec<Disk>> {
+    if let Some(path) = image.disk_ids().map(|id| state.disk(id)).find(|path| path.symlink_metadata().is_ok()) {
+        let what = format!("there is a guest's disk already, {}", path.display());
+        return Err(ConfigError::field("--work", what, "give another directory, or move that disk away").into());
+    }
     config
         .disks
         .iter()
@@ -89,7 +95,10 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
                 return Ok(Disk::new(disk, disk.path.clone()));
             }
             let path = state.disk(&disk.id);
-            image.materialise_disk(&disk.id, &path)?;
+            whole(&path, |unfinished| {
+                image.materialise_disk(&disk.id, unfinished)?;
+                Ok(())
+            })?;
             // Whatever it was before: its file is the guest's own now.
             Ok(Disk { mode: DiskMode::Private, ..Disk::new(disk, path) })
         })
@@ -106,13 +115,23 @@ fn working_copy(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Path
         return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
     }
     lock(&disk.id, &disk.path, &base, true)?;
+    whole(&path, |unfinished| {
+        copy_file(&base, &disk.path, unfinished)?;
+        fs::write(&note, origin).map_err(cannot_make(&path))
+    })?;
+    Ok(path)
+}
+
+/// Makes the file `path` under another name, so that it is whole or not there. What a crash left of it goes.
+fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let unfinished = path.with_extension("raw.tmp");
     remove_if_there(&unfinished)?;
-    copy_file(&base, &disk.path, &unfinished)?;
-    let io_error = |source| Error::Io { path: path.clone(), what: "the working copy cannot be made", source };
-    fs::write(&note, origin).map_err(io_error)?;
-    fs::rename(&unfinished, &path).map_err(io_error)?;
-    Ok(path)
+    make(&unfinished)?;
+    fs::rename(&unfinished, path).map_err(cannot_make(path))
+}
+
+fn cannot_make(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { path: path.into(), what: "the working copy cannot be made", source }
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
@@ -136,7 +155,14 @@ fn describe(path: &Path, file: &File) -> io::Result<String> {
 }
 
 fn open(field: &str, path: &Path, write: bool) -> Result<File> {
-    Ok(InputFile { field, path, max: DISK_MAX, block_device: true, write }.open()?)
+    let file = InputFile { field, path, max: DISK_MAX, block_device: true, write }.open()?;
+    let bytes = file.metadata().map_err(Error::os("measuring a disk"))?.len();
+    if !bytes.is_multiple_of(SECTOR_BYTES) {
+        let what = format!("{} is {bytes} bytes long, not a multiple of {SECTOR_BYTES}", path.display());
+        let mend = format!("fetch it again if it is cut off, else: truncate --size=%{SECTOR_BYTES} {}", path.display());
+        return Err(ConfigError::field(field, what, mend).into());
+    }
+    Ok(file)
 }
 
 fn lock(id: &str, path: &Path, file: &File, shared: bool) -> Result<()> {

@@ -16,7 +16,8 @@ use crate::{
 /// `KVM_CREATE_VM` may be interrupted by a signal; so often it is tried.
 const CREATE_TRIES: usize = 16;
 
-const REQUIRED: &[(Cap, &str)] = &[
+/// What a machine cannot do without.
+pub(crate) const REQUIRED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
     (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
@@ -65,7 +66,7 @@ pub fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
         return Err(ConfigError::field("vcpus", what, format!("give at most {most}")).into());
     }
     xsave::allow_amx();
-    let vm = create_vm(kvm)?;
+    let vm = create_vm(kvm).map_err(Error::kvm("creating a VM"))?;
     // Before the interrupt controllers are there: afterwards a slot takes ten times as long.
     set_memory(&vm, ram)?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
@@ -86,14 +87,15 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("reading the supported CPUID"))
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+/// Creates an empty VM.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     for _ in 1..CREATE_TRIES {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
-            result => return result.map_err(Error::kvm("creating a VM")),
+            result => return result,
         }
     }
-    kvm.create_vm().map_err(Error::kvm("creating a VM"))
+    kvm.create_vm()
 }
 
 fn set_memory(vm: &VmFd, ram: &Ram) -> Result<()> {

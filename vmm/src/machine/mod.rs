@@ -51,6 +51,8 @@ pub struct Machine {
     ram: Ram,
     tsc_khz: u32,
     running: bool,
+    /// Clocks of a restored machine that has not run: guest time goes on when the guest does.
+    frozen: Option<(ClockState, ClockPolicy)>,
 }
 
 impl Machine {
@@ -72,7 +74,7 @@ impl Machine {
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers)?;
         let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
-        Ok(Machine { vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false })
+        Ok(Machine { vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false, frozen: None })
     }
 
     /// Stops the machine (if it runs) and gives access to what only a machine at rest has.
@@ -96,14 +98,20 @@ impl Machine {
     /// Lets the machine run.
     ///
     /// # Errors
-    /// None that would keep it from running; a vCPU that cannot be told of the pause is one.
+    /// If KVM does not take the clocks, or word of the pause.
     pub fn resume(&mut self) -> Result<()> {
         if self.running {
             return Ok(());
         }
-        for fd in self.vcpus.lock() {
-            tell_of_pause(&fd)?;
+        let fds = self.vcpus.lock();
+        let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
+        if let Some((clock, policy)) = &self.frozen {
+            clock.restore_tsc(&self.vm, &fds, *policy)?;
+            clock.restore_kvmclock(&self.vm, *policy)?;
         }
+        fds.iter().try_for_each(|fd| tell_of_pause(fd))?;
+        drop(fds);
+        self.frozen = None;
         self.running = true;
         self.board.undrain();
         self.io.run();
@@ -169,7 +177,10 @@ impl Paused<'_> {
         self.machine.board.save(&mut states)?;
         let fds = self.machine.vcpus.lock();
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
-        states.put("clock", &ClockState::save(&self.machine.vm, &fds)?)?;
+        match &self.machine.frozen {
+            Some((clock, _)) => states.put("clock", clock)?,
+            None => states.put("clock", &ClockState::save(&self.machine.vm, &fds)?)?,
+        }
         for (fd, context) in fds.iter().zip(&self.machine.contexts) {
             states.put(&format!("vcpu/{}", context.id), &VcpuState::save(fd, context)?)?;
         }
@@ -177,7 +188,8 @@ impl Paused<'_> {
         Ok(states)
     }
 
-    /// Puts a saved state into a machine that has not run: vCPUs, interrupt controllers, devices, clock, in this order.
+    /// Puts a saved state into a machine that has not run: vCPUs, interrupt controllers, devices, in this order.
+    /// The clocks stand still until [`Machine::resume`].
     ///
     /// # Errors
     /// If the host lacks what the guest had, or a state is missing, left over, or does not fit.
@@ -205,7 +217,8 @@ impl Paused<'_> {
         states.finish()?;
         machine.board.new_generation(machine.ram.memory())?;
         machine.board.kick();
-        clock.restore_kvmclock(&machine.vm, policy)
+        machine.frozen = Some((clock, policy));
+        Ok(())
     }
 
     /// Guest RAM, which does not change while this lives.

@@ -1,19 +1,15 @@
 //! The main loop: it owns the machine, and all that is done to the machine is done here, one thing at a time.
 
 use std::{
-    path::PathBuf,
     sync::{atomic::Ordering, mpsc::RecvTimeoutError},
     time::Instant,
 };
 
 use ckvmm_devices::PowerEvent;
-use ckvmm_snapshot::StagedImage;
 
 use super::session::{Event, Session};
 use crate::{
-    checkpoint::{self, Plan},
     cli::ExitStatus,
-    config::{CheckpointMode, ConfigError},
     control::{Command, CommandError, Outcome, Request, VmState},
     error::{Error, Result},
     host::{
@@ -21,23 +17,33 @@ use crate::{
         terminal::{RawTerminal, say},
     },
     machine::{Machine, events::MachineEvent},
-    operations::{Asker, CheckpointDone, Running},
 };
 
 /// What comes after an event.
-enum Next {
+pub(super) enum Next {
     Continue,
     Restart,
     End(ExitStatus),
 }
 
+/// Why the main loop woke up.
+enum Wake {
+    Event(Event),
+    /// The guest's time to power off is over.
+    Deadline,
+    /// A checkpoint of `checkpoint.every` is due.
+    Due,
+}
+
 /// One machine's life: from its start to a reset or the VM's end.
-struct Life<'a> {
-    session: &'a mut Session,
-    machine: Machine,
+pub(super) struct Life<'a> {
+    pub(super) session: &'a mut Session,
+    pub(super) machine: Machine,
     reboots: bool,
     /// When a guest that was asked to power off is ended.
     deadline: Option<Instant>,
+    /// When the next checkpoint of `checkpoint.every` is due.
+    pub(super) due: Option<Instant>,
 }
 
 impl Session {
@@ -48,6 +54,8 @@ impl Session {
             say("the guest has this terminal; Ctrl-A x ends it");
         }
         let ended = self.live(machine, reboots, paused);
+        self.shared.set_state(VmState::Stopping);
+        let ended = self.verification.judge(ended, &self.events);
         self.shared.set_state(VmState::Off);
         drop(terminal);
         for disk in self.disks.iter().filter(|disk| disk.is_working_copy()) {
@@ -59,7 +67,7 @@ impl Session {
 
     fn live(&mut self, mut machine: Machine, reboots: bool, mut paused: bool) -> Result<ExitStatus> {
         loop {
-            let mut life = Life { session: self, machine, reboots, deadline: None };
+            let mut life = Life { session: self, machine, reboots, deadline: None, due: None };
             life.start(paused)?;
             if let Some(status) = life.run()? {
                 return Ok(status);
@@ -79,18 +87,28 @@ impl Life<'_> {
             self.machine.resume()?;
         }
         self.session.shared.set_state(if paused { VmState::Paused } else { VmState::Running });
+        self.plan_next();
         Ok(())
     }
 
     /// Until the VM's end, or `None` for a reset.
     fn run(&mut self) -> Result<Option<ExitStatus>> {
         loop {
-            let Some(event) = self.next_event() else {
-                let waited = self.session.config.stop_timeout.as_secs_f64();
-                say(&format!("the guest did not power off within {waited} s (\"stop_timeout\"); it is ended"));
-                return Ok(Some(ExitStatus::Failed));
+            let next = match self.wait() {
+                Wake::Event(event) => self.handle(event)?,
+                Wake::Due if self.machine.is_running() => self.checkpoint_now(false),
+                // What stands still does not change.
+                Wake::Due => {
+                    self.plan_next();
+                    Next::Continue
+                }
+                Wake::Deadline => {
+                    let waited = self.session.config.stop_timeout.as_secs_f64();
+                    say(&format!("the guest did not power off within {waited} s (\"stop_timeout\"); it is ended"));
+                    Next::End(ExitStatus::Failed)
+                }
             };
-            match self.handle(event)? {
+            match next {
                 Next::Continue => {}
                 Next::Restart => return Ok(None),
                 Next::End(status) => return Ok(Some(status)),
@@ -98,16 +116,19 @@ impl Life<'_> {
         }
     }
 
-    /// The next event; `None` once the guest's time to power off is over.
-    fn next_event(&self) -> Option<Event> {
-        let events = &self.session.events;
-        let Some(deadline) = self.deadline else {
-            // This end holds a sender, so the channel is never closed.
-            return events.recv().ok();
+    fn wait(&self) -> Wake {
+        let (until, wake) = match (self.deadline, self.due) {
+            (Some(deadline), _) => (deadline, Wake::Deadline),
+            (None, Some(due)) => (due, Wake::Due),
+            (None, None) => match self.session.events.recv() {
+                Ok(event) => return Wake::Event(event),
+                // Not while this end holds a sender.
+                Err(_) => return Wake::Deadline,
+            },
         };
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        match self.session.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(event) => Wake::Event(event),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => wake,
         }
     }
 
@@ -120,8 +141,7 @@ impl Life<'_> {
             Event::Leave => Ok(Next::End(ExitStatus::Failed)),
             Event::Corrupt(line) => {
                 self.machine.pause()?;
-                say(&line);
-                Ok(Next::End(ExitStatus::Failed))
+                Err(Error::Corrupt { line })
             }
         }
     }
@@ -150,6 +170,10 @@ impl Life<'_> {
     fn request(&mut self, Request { command, reply }: Request) -> Result<Next> {
         let failed = |error: Error| CommandError::Failed(error.to_string());
         let (outcome, next): (Outcome, Next) = match command {
+            Command::Pause | Command::Resume if self.deadline.is_some() => {
+                let line = "power: the VM is ending; wait for that, or end it with `ckvmm kill`";
+                (Err(CommandError::Conflict(line.into())), Next::Continue)
+            }
             Command::Pause => (self.pause().map_err(failed), Next::Continue),
             Command::Resume => (self.resume().map_err(failed), Next::Continue),
             Command::PowerOff { force: true } => (Ok(()), Next::End(ExitStatus::Failed)),
@@ -168,16 +192,9 @@ impl Life<'_> {
                 return Ok(Next::End(ExitStatus::Failed));
             }
             Asked::PowerOff => self.press_power_button()?,
-            Asked::Checkpoint | Asked::CheckpointAndStop => {
-                let stop = asked == Asked::CheckpointAndStop;
-                let mode = self.session.config.checkpoint.mode;
-                match self.session.shared.operations().begin(Asker::Signal) {
-                    Ok(operation) => return Ok(self.checkpoint(operation, None, mode, stop)),
-                    // One that the API asked for waits in the channel: this comes after it.
-                    Err(_) if stop => drop(self.session.sender.send(Event::Signal(asked))),
-                    Err(error) => say(&error.to_string()),
-                }
-            }
+            _ if self.deadline.is_some() => say("checkpoint: the VM is ending; there is nothing left to capture"),
+            Asked::Checkpoint => return Ok(self.checkpoint_now(false)),
+            Asked::CheckpointAndStop => return Ok(self.checkpoint_now(true)),
         }
         Ok(Next::Continue)
     }
@@ -201,54 +218,5 @@ impl Life<'_> {
         self.session.shared.set_state(VmState::Stopping);
         self.deadline.get_or_insert_with(|| Instant::now() + self.session.config.stop_timeout);
         Ok(())
-    }
-
-    fn checkpoint(&mut self, operation: Running, dir: Option<PathBuf>, mode: CheckpointMode, stop: bool) -> Next {
-        let made = self.make_checkpoint(&operation, dir, mode, stop);
-        match made {
-            Ok(done) => {
-                self.session.origin.parent = Some(done.id);
-                say(&format!(
-                    "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
-                    done.dir.display(),
-                    done.written_bytes >> 20,
-                    done.pause_us as f64 / 1000.0,
-                    done.duration_us as f64 / 1000.0,
-                ));
-                operation.done(done);
-                if stop { Next::End(ExitStatus::Checkpointed) } else { Next::Continue }
-            }
-            Err(error) => {
-                say(&format!("checkpoint: {error}; the guest goes on"));
-                operation.fail(error.to_string());
-                Next::Continue
-            }
-        }
-    }
-
-    fn make_checkpoint(
-        &mut self,
-        operation: &Running,
-        dir: Option<PathBuf>,
-        mode: CheckpointMode,
-        stop: bool,
-    ) -> Result<CheckpointDone> {
-        if mode == CheckpointMode::Fork {
-            let mend = "use \"stop\" or \"auto\"";
-            return Err(ConfigError::field("checkpoint.mode", "\"fork\" is not there yet", mend).into());
-        }
-        let session = &self.session;
-        let staged = match dir {
-            Some(dir) => StagedImage::create(&dir)?,
-            None => session.store.stage()?,
-        };
-        let plan = Plan {
-            name: session.config.name.to_string(),
-            lineage: session.origin.lineage,
-            parent: session.origin.parent,
-            config: session.config.to_value(),
-            stay_paused: stop,
-        };
-        checkpoint::checkpoint(&mut self.machine, staged, &plan, operation.progress())
     }
 }

@@ -7,9 +7,11 @@
 //!
 //! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
 
+mod checkpoints;
 mod main_loop;
 mod restore;
 mod session;
+mod verification;
 
 pub use restore::restore;
 

@@ -1,18 +1,17 @@
 //! A VM from a checkpoint.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, mpsc::Sender},
-    thread,
-};
+use std::path::{Path, PathBuf};
 
 use ckvmm_snapshot::{Image, Progress};
 use uuid::Uuid;
 
-use super::session::{Event, Origin, Session};
+use super::{
+    session::{Origin, Session},
+    verification::Verification,
+};
 use crate::{
     cli::{Clock, ExitStatus, RestoreOptions},
-    config::VmConfig,
+    config::{ConfigError, VmConfig},
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
     machine::ram::Ram,
@@ -39,7 +38,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
     }
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
-    let session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
+    let mut session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
     let ram = Ram::from_image(image.memory(), session.config.memory.0)?;
     let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {
@@ -48,7 +47,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     };
     machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
     if !options.verify_full {
-        verify_behind(image, session.sender.clone())?;
+        session.verification = Verification::begin(image, session.sender.clone())?;
     }
     session.run(machine, !options.no_reboot, options.paused)
 }
@@ -64,10 +63,10 @@ fn configuration(path: &Path, image: &Image, set: &[String]) -> Result<VmConfig>
     let config = VmConfig::from_value(value, &here)?;
     match changed_shape(&saved, &config) {
         None => Ok(config),
-        Some(field) => Err(Error::Restore {
-            path: path.into(),
-            reason: format!("{field} is part of the guest's state and cannot be another one; leave it out of --set"),
-        }),
+        Some(field) => {
+            let what = format!("part of the guest's state in {}, and cannot be changed", path.display());
+            Err(ConfigError::field(field, what, "leave it out of --set").into())
+        }
     }
 }
 
@@ -82,8 +81,8 @@ fn changed_shape(saved: &VmConfig, config: &VmConfig) -> Option<&'static str> {
         ("vcpus", saved.vcpus != config.vcpus),
         ("memory", saved.memory != config.memory),
         ("cpu", saved.cpu != config.cpu),
-        ("the list of disks", disks(saved) != disks(config)),
-        ("the list of nics", nics(saved) != nics(config)),
+        ("disks", disks(saved) != disks(config)),
+        ("nics", nics(saved) != nics(config)),
     ]
     .into_iter()
     .find_map(|(field, differs)| differs.then_some(field))
@@ -100,17 +99,4 @@ fn in_checkpoint(path: &Path, error: Error) -> Error {
         Error::State { what } => Error::Restore { path: path.into(), reason: what },
         other => other,
     }
-}
-
-/// Compares RAM and disks of the image with their digests while the guest runs.
-fn verify_behind(image: Image, sender: Sender<Event>) -> Result<()> {
-    let image = Arc::new(image);
-    let verify = move || {
-        if let Err(error) = image.verify(&Progress::default()) {
-            // A main loop that has ended needs no bad news.
-            drop(sender.send(Event::Corrupt(format!("{error}; the guest runs from it and is stopped"))));
-        }
-    };
-    thread::Builder::new().name("verify".into()).spawn(verify).map_err(Error::os("starting a thread"))?;
-    Ok(())
 }

@@ -13,6 +13,7 @@ use ckvmm_net::Tap;
 use ckvmm_snapshot::Store;
 use uuid::Uuid;
 
+use super::verification::Verification;
 use crate::{
     api::{BoundSocket, Server},
     boot::{self, Shape},
@@ -69,6 +70,8 @@ pub(super) struct Session {
     pub(super) events: Receiver<Event>,
     pub(super) sender: Sender<Event>,
     pub(super) server: Server,
+    /// Of the image that the VM was restored from.
+    pub(super) verification: Verification,
     /// Number of the machine that runs.
     pub(super) machine: AtomicU64,
 }
@@ -93,11 +96,11 @@ impl Session {
         let requests = sender.clone();
         let send = move |request| requests.send(Event::Request(request)).map_err(|_| CommandError::Gone);
         let server = Server::start(socket, Control::new(Arc::clone(&shared), send))?;
-        deliver(signals, &shared, &sender)?;
+        deliver(signals, &shared, &sender);
         let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
         sweep(&store);
-        let machine = AtomicU64::new(0);
-        Ok(Session { config, state, disks, store, origin, shared, events, sender, server, machine })
+        let (machine, verification) = (AtomicU64::new(0), Verification::done());
+        Ok(Session { config, state, disks, store, origin, shared, events, sender, server, verification, machine })
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.
@@ -134,7 +137,8 @@ impl Session {
         match &nic.uplink {
             Some(Uplink::Tap(name)) => {
                 let mac = nic.mac_in(&self.config.name).0;
-                Ok(NicBackend { id: nic.id.to_string(), tap: Tap::open(name)?, mac })
+                let tap = Tap::open(name).map_err(|error| unusable(&field, &error))?;
+                Ok(NicBackend { id: nic.id.to_string(), tap, mac })
             }
             Some(Uplink::Passt(_)) => {
                 Err(ConfigError::field(field, "passt is not supported yet", "use {\"tap\": NAME}").into())
@@ -152,6 +156,13 @@ impl Session {
     }
 }
 
+/// A TAP that cannot be had is a matter of the field that names it.
+fn unusable(uplink: &str, error: &ckvmm_net::Error) -> ConfigError {
+    let text = error.to_string();
+    let (what, mend) = text.split_once("; ").unwrap_or((&text, "name another TAP"));
+    ConfigError::field(format!("{uplink}.tap"), what, mend)
+}
+
 /// What a crash left of unfinished checkpoints goes; that it cannot is no reason not to run.
 fn sweep(store: &Store) {
     if let Err(error) = store.sweep_staging() {
@@ -159,17 +170,14 @@ fn sweep(store: &Store) {
     }
 }
 
-fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) -> Result<()> {
+fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) {
     let (shared, sender) = (Arc::clone(shared), sender.clone());
     signals.deliver(move |asked| match asked {
-        Asked::PowerOff if shared.state() == VmState::Starting => {
-            say("the VM was still starting; nothing of it is lost");
-            signals::exit_now(1);
-        }
+        Asked::PowerOff if shared.state() == VmState::Starting => signals::end_the_start(),
         Asked::Checkpoint if shared.operations().is_running() => {
             say("SIGUSR1: a checkpoint is being made already; this signal makes no second one");
         }
         // A main loop that has ended needs no signals.
         asked => drop(sender.send(Event::Signal(asked))),
-    })
+    });
 }

@@ -12,6 +12,7 @@
 //!   and file are at rest.
 //! - What a flush has acknowledged is on stable storage; without the flush feature, what any write has acknowledged.
 
+mod disk;
 mod pool;
 mod request;
 mod space;
@@ -19,22 +20,22 @@ mod storage;
 mod vectored;
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::Bytes;
 
-use super::in_flight::{InFlight, Ticket};
-use super::queue::{QueueError, VirtQueue};
+use super::in_flight::InFlight;
+use super::queue::QueueError;
 use super::state::{self, DeviceState};
 use super::{Active, DeviceEvent, Progress, VirtioDevice, read_space};
-use crate::{Error, GuestRam, Result};
+use crate::{Error, Result};
+use disk::{Attachment, Disk, Job};
 use pool::Pool;
-use request::{Action, Request, Status};
+use request::Request;
 use space::{Geometry, SECTOR_BYTES};
 use storage::{FileStorage, Storage};
 
@@ -90,29 +91,6 @@ pub struct Blk {
     active: Option<Arc<Attachment>>,
 }
 
-/// What a disk is, whether the guest uses it or not.
-struct Disk {
-    id: String,
-    geometry: Geometry,
-    storage: Box<dyn Storage>,
-    counters: Arc<BlkCounters>,
-}
-
-/// What a disk in use works with.
-struct Attachment {
-    ram: GuestRam,
-    queue: Arc<VirtQueue>,
-    features: u64,
-}
-
-/// A request on its way through the pool.
-struct Job {
-    attachment: Arc<Attachment>,
-    request: Request,
-    /// Last, so that it is returned when all else is done.
-    _ticket: Ticket,
-}
-
 impl Blk {
     /// An idle disk, with its threads.
     ///
@@ -120,15 +98,13 @@ impl Blk {
     /// The file's size cannot be had or is not a multiple of 512; no threads.
     pub fn new(config: BlkConfig) -> Result<Self> {
         let BlkConfig { id, mut file, read_only } = config;
-        let failed = |what| move |id: &str, source| Error::Disk { id: id.to_owned(), what, source };
-        let kind = file.metadata().map_err(|source| failed("examine it")(&id, source))?.file_type();
+        let failed = |what, source| Error::Disk { id: id.clone(), what, source };
+        let kind = file.metadata().map_err(|source| failed("examine it", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let source = std::io::Error::other("it is neither a file nor a block device");
-            return Err(failed("use it")(&id, source));
+            return Err(failed("use it", io::Error::other("it is neither a file nor a block device")));
         }
         // A block device says its size only so.
-        let bytes = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0));
-        let bytes = bytes.map_err(|source| failed("learn its size")(&id, source))?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(|source| failed("learn its size", source))?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(Error::DiskSize { id, bytes });
         }
@@ -189,8 +165,8 @@ impl VirtioDevice for Blk {
         for _ in 0..REQUESTS_PER_EVENT {
             let Some(chain) = attachment.queue.pop()? else { return Ok(Progress::Idle) };
             let request = Request::parse(&attachment.ram, chain, self.disk.geometry, attachment.features)?;
-            let (attachment, _ticket) = (attachment.clone(), self.in_flight.ticket());
-            self.pool.push(Job { attachment, request, _ticket });
+            let (ticket, attachment) = (self.in_flight.ticket(), attachment.clone());
+            self.pool.push(Job { ticket, attachment, request });
         }
         Ok(Progress::Again(REQUESTS))
     }
@@ -227,75 +203,6 @@ impl VirtioDevice for Blk {
             return mismatch("read-only mode", &read_only, &here_read_only);
         }
         Ok(())
-    }
-}
-
-impl Disk {
-    /// Carries out a request on a worker's thread and reports it to the guest.
-    fn serve(&self, job: Job) {
-        let Job { attachment, request, _ticket } = job;
-        let Request { head, status_at, room, action } = request;
-        let (status, written) = match action {
-            Ok(action) => self.perform(&attachment, action),
-            Err(status) => {
-                self.counters.refused.fetch_add(1, Ordering::Relaxed);
-                (status, 0)
-            }
-        };
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let reported = attachment.ram.write_obj(status as u8, status_at).map_err(QueueError::from);
-        // §2.7.8.2: as many bytes as are known to be written from the front. The status byte is the last of all.
-        let written = if written == room { written + 1 } else { written };
-        let used = (head, u32::try_from(written).unwrap_or(u32::MAX));
-        if let Err(error) = reported.and_then(|()| attachment.queue.complete(&[used])) {
-            attachment.queue.broken(&error);
-        }
-    }
-
-    /// Returns the status and how much was written to the guest.
-    fn perform(&self, attachment: &Attachment, action: Action) -> (Status, u64) {
-        let Attachment { ram, queue: _, features } = attachment;
-        let changes = matches!(action, Action::Write { .. } | Action::Discard(_) | Action::WriteZeroes(_));
-        let mut written = 0;
-        let mut result = match action {
-            Action::Read { offset, data } => {
-                let (read, result) = self.storage.read(ram, &data, offset);
-                self.counters.read_bytes.fetch_add(read, Ordering::Relaxed);
-                written = read;
-                result
-            }
-            Action::Write { offset, data } => {
-                let (taken, result) = self.storage.write(ram, &data, offset);
-                self.counters.written_bytes.fetch_add(taken, Ordering::Relaxed);
-                result
-            }
-            Action::Flush => self.storage.flush(),
-            Action::Discard(ranges) => ranges.into_iter().try_for_each(|range| self.storage.discard(range)),
-            Action::WriteZeroes(ranges) => {
-                ranges.into_iter().try_for_each(|(range, unmap)| self.storage.write_zeroes(range, unmap))
-            }
-            Action::Id(data) => match data.write(ram, &space::serial_number(&self.id)) {
-                Ok(bytes) => {
-                    written = bytes as u64;
-                    Ok(())
-                }
-                Err(error) => Err(std::io::Error::other(error)),
-            },
-        };
-        // §5.2.6.2: a driver that knows no flush takes every write for durable.
-        if changes && features & 1 << VIRTIO_BLK_F_FLUSH == 0 {
-            result = result.and_then(|()| self.storage.flush());
-        }
-        match result {
-            Ok(()) => (Status::Ok, written),
-            Err(error) => {
-                let errors = self.counters.host_errors.fetch_add(1, Ordering::Relaxed) + 1;
-                if errors.is_power_of_two() {
-                    tracing::warn!("disk {}: the host failed {errors} requests: {error}", self.id);
-                }
-                (Status::IoError, written)
-            }
-        }
     }
 }
 

@@ -75,14 +75,14 @@ impl Request {
     /// There is no place for the status: then nothing can be answered.
     pub(super) fn parse(ram: &GuestRam, chain: Chain, geometry: Geometry, features: u64) -> Result<Self, QueueError> {
         let Chain { head, readable, mut writable } = chain;
-        let no_status = QueueError::NoRoom { head, what: "the status byte" };
-        let Some(room) = writable.bytes().checked_sub(1) else { return Err(no_status) };
-        let status = writable.split_off(room);
-        let Some(status_at) = status.iter().find(|segment| segment.bytes > 0).map(|segment| segment.address) else {
-            return Err(no_status);
+        let Some(room) = writable.bytes().checked_sub(1) else {
+            return Err(QueueError::NoRoom { head, what: "the status byte" });
+        };
+        let Some(status) = writable.split_off(room).iter().next() else {
+            return Err(QueueError::NoRoom { head, what: "the status byte" });
         };
         let action = parse_action(ram, readable, writable, geometry, features)?;
-        Ok(Self { head, status_at, room, action })
+        Ok(Self { head, status_at: status.address, room, action })
     }
 }
 

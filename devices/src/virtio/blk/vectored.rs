@@ -68,7 +68,6 @@ fn pieces(ram: &GuestRam, data: &Segments) -> io::Result<Vec<libc::iovec>> {
             pieces.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
         }
     }
-    pieces.retain(|piece| piece.iov_len > 0);
     Ok(pieces)
 }
 

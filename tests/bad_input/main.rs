@@ -1,0 +1,11 @@
+//! Bad input, one test for each kind: ckvmm says in one line which thing is wrong and how to mend it, ends with the
+//! status that scripts know, lets a VM that runs go on, and loses nothing.
+
+mod checkpoints;
+mod fields;
+mod files;
+mod images;
+mod network;
+mod places;
+mod signals;
+mod verification;

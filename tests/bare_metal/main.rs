@@ -1,0 +1,18 @@
+//! Our own small guest on this machine's own `/dev/kvm`, at real speed: thousands of checkpoints under writes, and all
+//! of the guest's memory compared with a model of what it must be.
+//!
+//! The oracle is `model.rs`, the guest's own description of its writes: how many steps it says it has done decides what
+//! every cell of its arena must hold, but for the one write that may have begun. `picture` holds images against it.
+//!
+//! Without a `/dev/kvm` that can be opened each test says that it is skipped.
+
+mod echo;
+mod ends;
+mod guest;
+mod live;
+#[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]
+#[path = "../../guest-images/bare-metal/model.rs"]
+mod model;
+mod picture;
+mod rounds;
+mod shapes;
