@@ -1,6 +1,7 @@
-#![allow(unsafe_code)] // getrandom(2)
 //! Random bytes from the host's kernel. No descriptor and no state of our own: nothing that a fork or a checkpoint
 //! could copy.
+
+#![allow(unsafe_code)] // getrandom(2)
 
 use std::io;
 

@@ -26,9 +26,7 @@ pub enum Error {
         bytes: u64,
     },
     /// A disk's file cannot be used.
-    #[error(
-        "disk {id}: cannot {what}: {source}; check that its file is a readable (and, unless it is read-only, writable) file or block device"
-    )]
+    #[error("disk {id}: cannot {what}: {source}; check that it is a readable file or block device")]
     Disk {
         /// The disk's id.
         id: String,
@@ -39,7 +37,8 @@ pub enum Error {
     },
     /// A disk's file is not made of whole sectors.
     #[error(
-        "disk {id}: its size of {bytes} bytes is not a multiple of 512 (and at least 512); round it up with: truncate --size=%512 FILE"
+        "disk {id}: its size of {bytes} bytes is not a multiple of 512 (and at least 512); \
+         round it up with: truncate --size=%512 FILE"
     )]
     DiskSize {
         /// The disk's id.

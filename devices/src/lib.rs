@@ -14,8 +14,8 @@
 //!   work. A device whose queue makes no sense asks for its reset (virtio 1.2 §2.1.2).
 //! - Nothing that a saved state contains panics either: it is checked as a whole before it is believed.
 //!
-//! Lock order: the transport's lock ([`VirtioMmio`]), then a queue's ring or a cable's end. Interrupt status is an atomic;
-//! raising a line takes no lock.
+//! Lock order: the transport's lock ([`VirtioMmio`]), then a queue's ring or a cable's end. Interrupt status is an
+//! atomic; raising a line takes no lock.
 
 mod bus;
 mod entropy;

@@ -56,7 +56,7 @@ impl Serial {
         lock(&self.chip).enqueue_raw_bytes(input).unwrap_or(0)
     }
 
-    /// How many bytes of input the FIFO has room for; only [`Serial::enqueue`] makes them fewer.
+    /// How many bytes of input the FIFO has room for.
     pub fn input_room(&self) -> usize {
         lock(&self.chip).fifo_capacity()
     }

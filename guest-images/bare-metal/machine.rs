@@ -62,7 +62,10 @@ pub fn tsc() -> u64 {
 pub fn has_avx() -> bool {
     const OSXSAVE: u32 = 1 << 27;
     const AVX: u64 = 1 << 2;
-    if core::arch::x86_64::__cpuid(1).ecx & OSXSAVE == 0 {
+    // SAFETY: every 64-bit CPU has CPUID. (Newer compilers know that.)
+    #[allow(unused_unsafe)]
+    let features = unsafe { core::arch::x86_64::__cpuid(1) };
+    if features.ecx & OSXSAVE == 0 {
         return false;
     }
     let (low, high): (u32, u32);

@@ -1,5 +1,6 @@
-#![allow(unsafe_code)] // ioctls on the TUN/TAP driver
 //! A TAP interface of the host: one file descriptor, one frame per read or write.
+
+#![allow(unsafe_code)] // ioctls on the TUN/TAP driver
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -29,7 +29,11 @@ fn has_own_network() -> bool {
 #[test]
 fn a_tap_that_does_not_exist() {
     let output = Home::new().boot_to_its_end(&with_tap("nosuchtap"), &[]);
-    refused(&output, USAGE, &["nics.eth0.uplink.tap: ", "TAP nosuchtap: no such interface", "ip tuntap add dev nosuchtap"]);
+    refused(
+        &output,
+        USAGE,
+        &["nics.eth0.uplink.tap: ", "TAP nosuchtap: no such interface", "ip tuntap add dev nosuchtap"],
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 
 use ckvmm_tests::{
     LIMIT,
+    api::wait_until,
     bare_metal::{self, Home},
     lines::{FAILED, is_error, refused},
 };
@@ -89,6 +90,7 @@ fn a_checkpoint_does_not_hand_damage_on() {
     let home = Home::new();
     let (image, what) = damaged_late(&home);
     let mut vm = home.restore(&image, &["--work", "w"]);
+    wait_until("it takes signals", || home.api().try_ask("GET", "/v1/vm", ""));
     vm.signal(Signal::SIGUSR2);
     assert_eq!(vm.wait(LIMIT), FAILED);
     assert!(vm.messages.all().iter().any(|line| line.contains(&what)), "{:?}", vm.messages.all());

@@ -171,7 +171,8 @@ impl Home {
 pub fn steps(vm: &mut Ckvmm) -> u64 {
     vm.console.skip();
     vm.type_line("s");
-    vm.console.next("status of the guest", LIMIT, |line| value(line.strip_prefix("CKVMM status ")?, "steps")?.parse().ok())
+    vm.console
+        .next("status of the guest", LIMIT, |line| value(line.strip_prefix("CKVMM status ")?, "steps")?.parse().ok())
 }
 
 /// Sees that the guest, which writes, goes on.

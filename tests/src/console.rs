@@ -102,6 +102,20 @@ impl Lines {
         }
     }
 
+    /// Waits until the stream has ended and all of its lines are here.
+    ///
+    /// # Panics
+    /// If that takes longer than `limit`.
+    pub fn wait_for_end(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        while !state.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{}: the stream does not end", self.0.name);
+            state = self.0.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// All lines so far.
     pub fn all(&self) -> Vec<String> {
         self.lock().lines.clone()

@@ -61,12 +61,8 @@ impl Ckvmm {
     }
 
     fn spawn(mut command: Command, stdin: Stdio) -> Self {
-        let mut child = command
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("ckvmm starts");
+        let mut child =
+            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ckvmm starts");
         let console = Lines::read("console", child.stdout.take().expect("it is piped"));
         let messages = Lines::read("stderr", child.stderr.take().expect("it is piped"));
         let stdin = child.stdin.take();
@@ -109,7 +105,7 @@ impl Ckvmm {
         (self.console.clone(), self.messages.clone())
     }
 
-    /// Waits for its end; returns the exit status.
+    /// Waits for its end, and until all that it wrote is here; returns the exit status.
     ///
     /// # Panics
     /// If it does not end within `limit`, or a signal ends it.
@@ -125,6 +121,8 @@ impl Ckvmm {
         let status = self.child.wait().expect("ckvmm can be waited for");
         drop(done);
         killer.join().expect("the timer does not panic");
+        self.console.wait_for_end(limit);
+        self.messages.wait_for_end(limit);
         status.code().unwrap_or_else(|| {
             panic!("ckvmm did not end within {limit:?} ({status}); its messages: {:#?}", self.messages.all())
         })

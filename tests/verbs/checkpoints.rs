@@ -40,7 +40,8 @@ fn a_checkpoint_is_private() {
     let _vm = home.boot(&config);
     let dir = home.ok(["checkpoint", "t"]);
     let mode = |name: &str| fs::metadata(Path::new(&dir).join(name)).unwrap().permissions().mode() & 0o777;
-    for (name, expected) in [("", 0o700), ("disks", 0o700), ("memory", 0o600), ("disks/root", 0o600), ("state", 0o600)] {
+    for (name, expected) in [("", 0o700), ("disks", 0o700), ("memory", 0o600), ("disks/root", 0o600), ("state", 0o600)]
+    {
         assert_eq!(mode(name), expected, "{name}");
     }
     assert_eq!(mode("manifest.json"), 0o600);

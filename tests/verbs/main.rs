@@ -1,5 +1,7 @@
 //! The verbs of the command line and the routes of the API, each against a VM that runs.
 
+#![allow(clippy::unwrap_used)]
+
 mod api;
 mod checkpoints;
 mod operations;

@@ -183,7 +183,8 @@ fn a_reader_that_goes_away_is_no_error() {
     let home = Home::new();
     let _vm = home.boot(&bare_metal::config("job=write"));
     let mut command = process::command(home.path());
-    let mut child = command.args(["status", "t", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.args(["status", "t", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -194,9 +195,22 @@ fn help_and_version() {
     let home = Home::new();
     assert!(home.ok(["--version"]).starts_with("ckvmm "));
     let help = home.ok(["--help"]);
-    for verb in ["boot", "restore", "ps", "status", "checkpoint", "pause", "resume", "stop", "kill", "console", "list",
-        "inspect", "verify", "doctor"]
-    {
+    for verb in [
+        "boot",
+        "restore",
+        "ps",
+        "status",
+        "checkpoint",
+        "pause",
+        "resume",
+        "stop",
+        "kill",
+        "console",
+        "list",
+        "inspect",
+        "verify",
+        "doctor",
+    ] {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb}: {help}");
         assert!(home.ok([verb, "--help"]).contains("Example"), "{verb}");
     }

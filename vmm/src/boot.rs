@@ -162,8 +162,8 @@ fn write_zero_page(
     shape: Shape,
     ram: &GuestRam,
 ) -> Result<()> {
-    let mut params = boot_params::default();
-    params.hdr = kernel.loaded.setup_header.unwrap_or_default();
+    let header = kernel.loaded.setup_header.unwrap_or_default();
+    let mut params = boot_params { hdr: header, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = u32::from_le_bytes(BZIMAGE_MAGIC);

@@ -1,3 +1,5 @@
+//! A serial port under the laws of devices, and what its guest and its input see of it.
+
 use std::sync::atomic::AtomicUsize;
 
 use super::*;

@@ -6,8 +6,8 @@
 //!
 //! Invariants of a [`Chain`]: its head is an index of the queue, it has at most as many descriptors as the queue (also
 //! behind an indirect one, §2.7.5.3.1), every segment lies in guest RAM, and it ends where its last descriptor says
-//! so: a loop or a table that stops short is an error, not a shorter chain. Addresses are never read a second time, so a
-//! driver that changes a descriptor later changes nothing.
+//! so: a loop or a table that stops short is an error, not a shorter chain. Addresses are never read a second time, so
+//! a driver that changes a descriptor later changes nothing.
 
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;

@@ -1,5 +1,5 @@
-//! Devices against drivers that write anything at all into their rings. Whatever it is: no panic, no end to the work, and
-//! no byte of guest RAM changes but those that the driver has offered as writable, and the used ring.
+//! Devices against drivers that write anything at all into their rings. Whatever it is: no panic, an end to the work,
+//! and no byte of guest RAM changes but those that the driver has offered as writable, and the used ring.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};

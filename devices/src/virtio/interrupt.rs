@@ -1,8 +1,8 @@
-//! How a device interrupts its driver: the InterruptStatus register (virtio 1.2 §4.2.2), the request for a reset and the
-//! generation of the configuration space. All of it is atomic: worker threads, the I/O thread and vCPUs meet here.
+//! How a device interrupts its driver: the InterruptStatus register (virtio 1.2 §4.2.2), the request for a reset and
+//! the generation of the configuration space. All of it is atomic: worker threads, the I/O thread and vCPUs meet here.
 //!
-//! Invariant: a bit of the status is set before the edge that announces it, so that a driver which acknowledges and then
-//! looks at its rings misses nothing.
+//! Invariant: a bit of the status is set before the edge that announces it, so that a driver which acknowledges and
+//! then looks at its rings misses nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,9 +1,9 @@
 //! The virtio-mmio transport: registers, queues and life cycle of one device (virtio 1.2 §4.2).
 //!
-//! Threads: vCPUs come through [`BusDevice`], the I/O thread through the subscriber, whoever checkpoints through `drain`,
-//! `save`, `restore`. InterruptStatus, ConfigGeneration and QueueNotify are served without the lock; all else, and all of the
-//! device, is under it. Nobody waits for requests in flight with the lock held; a vCPU that resets a device or disables
-//! a queue does wait for them, as it would for hardware.
+//! Threads: vCPUs come through [`BusDevice`], the I/O thread through the subscriber, whoever checkpoints through
+//! `drain`, `save`, `restore`. InterruptStatus, ConfigGeneration and QueueNotify are served without the lock; all else,
+//! and all of the device, is under it. Nobody waits for requests in flight with the lock held; a vCPU that resets a
+//! device or disables a queue does wait for them, as it would for hardware.
 //!
 //! Invariants:
 //! - The device is active if and only if DRIVER_OK is set and its queues could be used.
@@ -268,8 +268,8 @@ impl Inner {
 }
 
 impl BusDevice for VirtioMmio {
-    /// Registers are 32 bits wide and aligned (§4.2.2.2); any other access to them reads as zero. The configuration space
-    /// takes any.
+    /// Registers are 32 bits wide and aligned (§4.2.2.2); any other access to them reads as zero. The configuration
+    /// space takes any.
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG) {

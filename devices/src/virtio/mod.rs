@@ -38,9 +38,9 @@ use state::DeviceState;
 /// What makes a device a disk, a network card or a source of random numbers, behind a transport that knows none of
 /// these.
 ///
-/// Contract: all calls come under the transport's lock, so none is concurrent with another. A device may have threads of
-/// its own; they use the queues that [`Active`] gave them, for as long as a request of [`VirtioDevice::in_flight`] lasts
-/// and no longer.
+/// Contract: all calls come under the transport's lock, so none is concurrent with another. A device may have threads
+/// of its own; they use the queues that [`Active`] gave them, for as long as a request of
+/// [`VirtioDevice::in_flight`] lasts and no longer.
 pub trait VirtioDevice: Send {
     /// The device's type (virtio 1.2 §5).
     fn kind(&self) -> u32;

@@ -6,7 +6,8 @@
 //! that a checkpoint would have to save (its `num_added`).
 //!
 //! Invariants: outside of this file's lock every used buffer has been announced or found not to need it. The number of
-//! chains taken and not yet used is `next_avail - next_used`; when it is zero, the two positions are all there is to save.
+//! chains taken and not yet used is `next_avail - next_used`; when it is zero, the two positions are all there is to
+//! save.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};

@@ -1,5 +1,5 @@
-//! Virtio devices as subjects of the laws (see `laws.rs`), and the laws that only they have. [`virtio_laws!`] makes them
-//! tests of a device.
+//! Virtio devices as subjects of the laws (see `laws.rs`), and the laws that only they have. [`virtio_laws!`] makes
+//! them tests of a device.
 
 use std::any::Any;
 use std::marker::PhantomData;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::client::ClientError;
 use crate::config::ConfigError;
+use crate::host::terminal::say;
 
 /// The process's exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub(crate) struct UsageError(pub(crate) String);
 
 /// Prints `error` as one line and says how to exit.
 pub(crate) fn report(error: &anyhow::Error) -> ExitStatus {
-    eprintln!("ckvmm: {}", one_line(&text_of(error)));
+    say(&one_line(&text_of(error)));
     status_of(error)
 }
 

@@ -30,6 +30,9 @@ impl Args {
             let line = format!("{shown}: is one checkpoint, not a directory of them; use ckvmm inspect {shown}");
             return Err(UsageError(line).into());
         }
+        if !self.store.is_dir() {
+            return Err(UsageError(format!("{shown}: no such directory; name one that holds checkpoints")).into());
+        }
         let entries = Store::new(&self.store).list()?;
         if self.json {
             output::print_json(&entries.iter().map(as_json).collect::<Vec<_>>())?;

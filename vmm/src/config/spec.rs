@@ -142,6 +142,17 @@ pub struct NicConfig {
     pub uplink: Option<Uplink>,
 }
 
+impl VmConfig {
+    /// The same with every MAC address written down: a restored VM that is given another name keeps its cards.
+    #[must_use]
+    pub fn with_mac_addresses(mut self) -> Self {
+        for nic in &mut self.nics {
+            nic.mac = Some(nic.mac_in(&self.name));
+        }
+        self
+    }
+}
+
 impl NicConfig {
     /// The card's MAC address in the VM `vm`: the one given, else one that depends on nothing but the two names.
     #[must_use]

@@ -61,8 +61,8 @@ impl Console {
             config::Serial::None => (Box::new(io::sink()), Source::Nothing),
             config::Serial::Stdio => (Box::new(io::stdout()), Source::Stdin),
             config::Serial::File(path) => {
-                let file = append(path)
-                    .map_err(|error| unusable("serial.file", &format!("{}: {error}", path.display())))?;
+                let file =
+                    append(path).map_err(|error| unusable("serial.file", &format!("{}: {error}", path.display())))?;
                 (Box::new(file), Source::Nothing)
             }
             config::Serial::Socket(path) => {
@@ -133,7 +133,7 @@ impl Input {
         let mut buffer = [0; CHUNK];
         let room = self.serial.input_room().min(CHUNK);
         let read = match from.read(&mut buffer[..room]) {
-            Ok(0) => return false,
+            Ok(0) => return room == 0,
             Ok(read) => read,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return true,
             Err(_) => return false,
@@ -190,10 +190,8 @@ impl Input {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Source::Stdin = self.source {
-            if !terminal::may_read_stdin() {
-                self.source = Source::Nothing;
-            }
+        if matches!(self.source, Source::Stdin) && !terminal::may_read_stdin() {
+            self.source = Source::Nothing;
         }
         if let Source::Socket(socket, _) = &self.source {
             self.watch(socket.listener().as_raw_fd(), ops);
@@ -203,10 +201,10 @@ impl MutEventSubscriber for Input {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if let Source::Socket(socket, client) = &self.source {
-            if events.fd() == socket.listener().as_raw_fd() {
-                return self.accept(socket, client, ops);
-            }
+        if let Source::Socket(socket, client) = &self.source
+            && events.fd() == socket.listener().as_raw_fd()
+        {
+            return self.accept(socket, client, ops);
         }
         if events.fd() == self.serial.room().as_raw_fd() {
             drop(self.serial.room().read());

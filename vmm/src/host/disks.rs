@@ -68,14 +68,15 @@ impl Disk {
 /// # Errors
 /// If a file cannot be used, a copy cannot be made, or what a copy was made from has changed since.
 pub fn for_boot(config: &VmConfig, state: &StateDir, fresh: bool) -> Result<Vec<Disk>> {
-    config
-        .disks
-        .iter()
-        .map(|disk| match disk.mode {
-            DiskMode::Private => working_copy(disk, state, fresh).map(|path| Disk::new(disk, path)),
-            DiskMode::Direct | DiskMode::ReadOnly => Ok(Disk::new(disk, disk.path.clone())),
-        })
-        .collect()
+    config.disks.iter().map(|disk| as_it_is(disk, state, fresh)).collect()
+}
+
+/// A disk with the contents that its file has now.
+fn as_it_is(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Disk> {
+    match disk.mode {
+        DiskMode::Private => working_copy(disk, state, fresh).map(|path| Disk::new(disk, path)),
+        DiskMode::Direct | DiskMode::ReadOnly => Ok(Disk::new(disk, disk.path.clone())),
+    }
 }
 
 /// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is.
@@ -92,7 +93,7 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
         .iter()
         .map(|disk| {
             if !image.disk_ids().any(|id| id == &*disk.id) {
-                return Ok(Disk::new(disk, disk.path.clone()));
+                return as_it_is(disk, state, false);
             }
             let path = state.disk(&disk.id);
             whole(&path, |unfinished| {

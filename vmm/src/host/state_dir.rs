@@ -1,4 +1,4 @@
-//! A VM's state directory: `lock`, `console.log`, `disks/`, `checkpoints/`. Private to its owner.
+//! A VM's state directory: `lock`, `log`, `console.log`, `disks/`, `checkpoints/`. Private to its owner.
 //!
 //! Invariant: whoever holds a [`StateDir`] is the only VM that runs on it, on this host: `lock` is held by flock(2)
 //! until the process ends, however it ends.
@@ -28,10 +28,12 @@ impl StateDir {
     /// # Errors
     /// If it cannot be made or written, or another VM runs on it.
     pub fn open(path: &Path) -> Result<Self> {
+        let path = &std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
         make_private(path)?;
         make_private(&path.join("disks"))?;
         let lock_path = path.join("lock");
-        let io_error = |source| Error::Io { path: lock_path.clone(), what: "cannot be opened", source };
+        let what = "cannot be written; mend that, or give another directory with --state (or --work)";
+        let io_error = |source| Error::Io { path: lock_path.clone(), what, source };
         let mut lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -65,6 +67,11 @@ impl StateDir {
     /// Where checkpoints go if the configuration does not say.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
+    }
+
+    /// What ckvmm itself says.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
     }
 
     /// What the guest says on its serial port.

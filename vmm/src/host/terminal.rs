@@ -1,7 +1,11 @@
-//! The terminal while a guest has it: raw, and as it was when the guest is gone.
+//! The terminal while a guest has it: raw, and as it was when the guest is gone. What ckvmm itself says, there and in
+//! its log.
 
 use std::{
-    io::{self, IsTerminal},
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
     sync::Mutex,
 };
 
@@ -9,6 +13,8 @@ use nix::{
     sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
     unistd::{getpgrp, tcgetpgrp},
 };
+
+use crate::error::{Error, Result};
 
 /// How the terminal was, while it is raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -57,8 +63,29 @@ pub fn may_read_stdin() -> bool {
     !stdin.is_terminal() || tcgetpgrp(&stdin) == Ok(getpgrp())
 }
 
-/// A line of the VMM's own on standard error, also while the terminal is raw.
+/// Where lines of the VMM's own are kept.
+static LOG: Mutex<Option<File>> = Mutex::new(None);
+
+/// Keeps what is said from now on in the file `log` as well, a line each with its time.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn keep_log(log: &Path) -> Result<()> {
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(log);
+    let what = "the log cannot be written; mend that, or give another directory with --state (or --work)";
+    let file = opened.map_err(|source| Error::Io { path: log.into(), what, source })?;
+    if let Ok(mut current) = LOG.lock() {
+        *current = Some(file);
+    }
+    Ok(())
+}
+
+/// A line of the VMM's own on standard error, also while the terminal is raw, and in the log.
 pub fn say(line: &str) {
+    if let Some(log) = LOG.lock().ok().as_deref_mut().and_then(Option::as_mut) {
+        // A full disk costs the log, not the guest.
+        drop(writeln!(log, "{:.3} {line}", jiff::Timestamp::now()));
+    }
     let raw = BEFORE.lock().is_ok_and(|saved| saved.is_some());
     eprint!("ckvmm: {line}{}", if raw { "\r\n" } else { "\n" });
 }

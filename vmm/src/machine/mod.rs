@@ -257,3 +257,7 @@ fn tell_of_pause(fd: &VcpuFd) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests;

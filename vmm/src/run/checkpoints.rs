@@ -2,16 +2,15 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use ckvmm_snapshot::{Entry, StagedImage};
+use ckvmm_snapshot::{Entry, StagedImage, Store};
 
 use super::{
     main_loop::{Life, Next},
-    session::Event,
+    session::{Event, sweep},
 };
 use crate::{
     checkpoint::{self, Plan},
     cli::ExitStatus,
-    config::{CheckpointMode, ConfigError},
     error::Result,
     host::{signals::Asked, terminal::say},
     operations::{Asker, CheckpointDone, Running},
@@ -25,9 +24,8 @@ impl Life<'_> {
 
     /// A checkpoint that a signal or the clock asks for, as the configuration says.
     pub(super) fn checkpoint_now(&mut self, stop: bool) -> Next {
-        let mode = self.session.config.checkpoint.mode;
         match self.session.shared.operations().begin(Asker::Signal) {
-            Ok(operation) => return self.checkpoint(operation, None, mode, stop),
+            Ok(operation) => return self.checkpoint(operation, None, stop),
             // One that the API asked for waits in the channel: this one comes after it.
             Err(_) if stop => drop(self.session.sender.send(Event::Signal(Asked::CheckpointAndStop))),
             Err(error) => say(&error.to_string()),
@@ -37,15 +35,9 @@ impl Life<'_> {
     }
 
     /// Makes a checkpoint and says how it went. One that fails changes nothing.
-    pub(super) fn checkpoint(
-        &mut self,
-        operation: Running,
-        dir: Option<PathBuf>,
-        mode: CheckpointMode,
-        stop: bool,
-    ) -> Next {
+    pub(super) fn checkpoint(&mut self, operation: Running, dir: Option<PathBuf>, stop: bool) -> Next {
         let in_store = dir.is_none();
-        let made = self.make_checkpoint(&operation, dir, mode, stop);
+        let made = self.make_checkpoint(&operation, dir, stop);
         self.plan_next();
         match made {
             Ok(done) => {
@@ -72,20 +64,13 @@ impl Life<'_> {
         }
     }
 
-    fn make_checkpoint(
-        &mut self,
-        operation: &Running,
-        dir: Option<PathBuf>,
-        mode: CheckpointMode,
-        stop: bool,
-    ) -> Result<CheckpointDone> {
-        if mode == CheckpointMode::Fork {
-            let mend = "use \"stop\" or \"auto\"";
-            return Err(ConfigError::field("checkpoint.mode", "\"fork\" is not there yet", mend).into());
-        }
+    fn make_checkpoint(&mut self, operation: &Running, dir: Option<PathBuf>, stop: bool) -> Result<CheckpointDone> {
         let session = &self.session;
         let staged = match dir {
-            Some(dir) => StagedImage::create(&dir)?,
+            Some(dir) => {
+                dir.parent().map(Store::new).iter().for_each(sweep);
+                StagedImage::create(&dir)?
+            }
             None => session.store.stage()?,
         };
         let plan = Plan {

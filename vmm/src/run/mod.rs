@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use self::session::{Origin, Session};
+use self::session::{Origin, Session, api_socket};
 use crate::{
     cli::{BootOptions, ExitStatus},
     config::VmConfig,
@@ -33,12 +33,13 @@ use crate::{
 /// If it cannot be built, or ends in a way that is nobody's wish.
 pub fn boot(options: BootOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
-    let config = VmConfig::load(&options.config)?;
+    let config = VmConfig::load(&options.config)?.with_mac_addresses();
+    let socket = api_socket(options.api_socket.as_deref(), &config)?;
     let directory = options.state_dir.unwrap_or_else(|| beside(&options.config, &config));
     let state = StateDir::open(&directory)?;
     let disks = disks::for_boot(&config, &state, options.fresh)?;
     let origin = Origin { lineage: Uuid::new_v4(), parent: None };
-    let session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
+    let session = Session::open(config, state, disks, origin, socket, signals)?;
     let machine = session.boot_machine()?;
     session.run(machine, !options.no_reboot, false)
 }

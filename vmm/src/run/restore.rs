@@ -6,7 +6,7 @@ use ckvmm_snapshot::{Image, Progress};
 use uuid::Uuid;
 
 use super::{
-    session::{Origin, Session},
+    session::{Origin, Session, api_socket},
     verification::Verification,
 };
 use crate::{
@@ -31,6 +31,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     }
     let config = configuration(path, &image, &options.set)?;
     let states = image.take_state()?;
+    let socket = api_socket(options.api_socket.as_deref(), &config)?;
     let directory = options.work.unwrap_or_else(|| new_directory(&config));
     let state = StateDir::open(&directory)?;
     let disks = disks::for_restore(&config, &state, &image)?;
@@ -38,7 +39,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
     }
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
-    let mut session = Session::open(config, state, disks, origin, options.api_socket.as_deref(), signals)?;
+    let mut session = Session::open(config, state, disks, origin, socket, signals)?;
     let ram = Ram::from_image(image.memory(), session.config.memory.0)?;
     let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {

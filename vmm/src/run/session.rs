@@ -25,7 +25,7 @@ use crate::{
         disks::Disk,
         signals::{self, Asked, Signals},
         state_dir::StateDir,
-        terminal::say,
+        terminal::{keep_log, say},
     },
     machine::{
         Machine,
@@ -77,22 +77,19 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Opens what the VM needs of the host: API socket, signals, store.
+    /// Begins to listen: to the API, to signals.
     pub(super) fn open(
         config: VmConfig,
         state: StateDir,
         disks: Vec<Disk>,
         origin: Origin,
-        api_socket: Option<&Path>,
+        socket: BoundSocket,
         signals: Signals,
     ) -> Result<Self> {
+        keep_log(&state.log())?;
         let (sender, events) = mpsc::channel();
         let shared = Shared::new(&config);
         shared.set_disks(disks.iter().map(|disk| (disk.id.clone(), disk.path.clone())).collect());
-        let socket = match api_socket {
-            Some(path) => BoundSocket::bind(path)?,
-            None => BoundSocket::bind_default(&config.name)?,
-        };
         let requests = sender.clone();
         let send = move |request| requests.send(Event::Request(request)).map_err(|_| CommandError::Gone);
         let server = Server::start(socket, Control::new(Arc::clone(&shared), send))?;
@@ -156,6 +153,15 @@ impl Session {
     }
 }
 
+/// The API socket, at `path` or where the VM's name leads. Had before anything is copied: a name that is taken is told
+/// at once.
+pub(super) fn api_socket(path: Option<&Path>, config: &VmConfig) -> Result<BoundSocket> {
+    Ok(match path {
+        Some(path) => BoundSocket::bind(path)?,
+        None => BoundSocket::bind_default(&config.name)?,
+    })
+}
+
 /// A TAP that cannot be had is a matter of the field that names it.
 fn unusable(uplink: &str, error: &ckvmm_net::Error) -> ConfigError {
     let text = error.to_string();
@@ -164,7 +170,7 @@ fn unusable(uplink: &str, error: &ckvmm_net::Error) -> ConfigError {
 }
 
 /// What a crash left of unfinished checkpoints goes; that it cannot is no reason not to run.
-fn sweep(store: &Store) {
+pub(super) fn sweep(store: &Store) {
     if let Err(error) = store.sweep_staging() {
         tracing::warn!(%error, "what unfinished checkpoints left cannot be removed");
     }

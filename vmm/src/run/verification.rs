@@ -89,7 +89,9 @@ impl Verification {
             other => return other,
         }
         if !self.wait(|| ends_now(events))? {
-            say("the checkpoint that the guest ran from was not compared with its digests to the end; see ckvmm verify");
+            say(
+                "the checkpoint that the guest ran from was not compared with its digests to the end; see ckvmm verify",
+            );
             return Ok(ExitStatus::Failed);
         }
         ended

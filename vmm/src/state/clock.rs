@@ -146,6 +146,9 @@ fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
     tsc_attribute(vcpu, KVM_GET_DEVICE_ATTR, &mut offset).ok().map(|()| offset)
 }
 
+pub fn debug_offset(vcpu: &VcpuFd) -> Option<u64> {
+    tsc_offset(vcpu)
+}
 fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<()> {
     tsc_attribute(vcpu, KVM_SET_DEVICE_ATTR, &mut offset).map_err(Error::os("setting a TSC offset"))
 }

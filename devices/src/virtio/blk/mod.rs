@@ -8,8 +8,8 @@
 //! Invariants:
 //! - Every chain taken becomes one request, and every request one used buffer: a refusal is a status in the guest's
 //!   memory, not an absence.
-//! - A request is in flight until its used buffer is announced. So when [`InFlight`] is zero and nothing is popped, queue
-//!   and file are at rest.
+//! - A request is in flight until its used buffer is announced. So when [`InFlight`] is zero and nothing is popped,
+//!   queue and file are at rest.
 //! - What a flush has acknowledged is on stable storage; without the flush feature, what any write has acknowledged.
 
 mod disk;

@@ -1,3 +1,5 @@
+//! A disk in a machine: what its tests are made of, and the laws of devices.
+
 mod in_flight;
 mod requests;
 

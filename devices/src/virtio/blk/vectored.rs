@@ -1,9 +1,10 @@
-#![allow(unsafe_code)] // preadv(2) and pwritev(2) on guest RAM
 //! Vectored file I/O straight on guest RAM, without a copy.
 //!
-//! Invariant: every `iovec` is a slice that vm-memory has checked to be inside one region of guest RAM, and the RAM that
-//! it points into is borrowed for as long as it exists. The guest may change that memory at any time; only the kernel reads or
-//! writes it, never a Rust reference.
+//! Invariant: every `iovec` is a slice that vm-memory has checked to be inside one region of guest RAM, and the RAM
+//! that it points into is borrowed for as long as it exists. The guest may change that memory at any time; only the
+//! kernel reads or writes it, never a Rust reference.
+
+#![allow(unsafe_code)] // preadv(2) and pwritev(2) on guest RAM
 
 use std::fs::File;
 use std::io;

@@ -1,3 +1,5 @@
+//! Descriptor chains, whole and broken.
+
 use proptest::prelude::*;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::mock::MockSplitQueue;

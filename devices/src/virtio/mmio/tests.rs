@@ -1,3 +1,5 @@
+//! The transport with the simplest of devices behind it.
+
 use event_manager::{EventManager, SubscriberOps};
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio::*;
@@ -239,7 +241,9 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     let offset = prop_oneof![
-        4 => prop::sample::select(vec![0x14_u64, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xa0]),
+        4 => prop::sample::select(vec![
+            0x14_u64, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xa0
+        ]),
         1 => 0_u64..0x1000,
         1 => any::<u64>(),
     ];
@@ -259,8 +263,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The device survives any accesses, keeps the status rules, writes no RAM before it is ready, and is as new after a
-    /// reset; and at any time its state can be saved and restored.
+    /// The device survives any accesses, keeps the status rules, writes no RAM before it is ready, and is as new after
+    /// a reset; and at any time its state can be saved and restored.
     #[test]
     fn any_accesses_of_any_width_are_survived(steps in prop::collection::vec(any_step(), 0..120)) {
         let mut rig = rig();

@@ -1,7 +1,8 @@
 //! Frames for the guest: from the link into the buffers of the receive queue (virtio 1.2 §5.1.6.4).
 //!
-//! Invariants: a frame goes into one chain, or, with mergeable buffers, into as many as it needs, all filled but the last
-//! and all used by one step; what the guest has not agreed to (missing checksums, unsegmented TCP) it does not get.
+//! Invariants: a frame goes into one chain, or, with mergeable buffers, into as many as it needs, all filled but the
+//! last and all used by one step; what the guest has not agreed to (missing checksums, unsegmented TCP) it does not
+//! get.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -42,8 +43,8 @@ enum Delivery {
 }
 
 impl Receiver {
-    /// Moves frames until the guest has no buffers, the link no frames, or the event had its share; returns whether it is
-    /// the last.
+    /// Moves frames until the guest has no buffers, the link no frames, or the event had its share; returns whether it
+    /// is the last.
     pub(super) fn run(
         &mut self,
         active: &Active,

@@ -1,3 +1,5 @@
+//! A network card in a machine: what its tests are made of, and the laws of devices.
+
 mod event_loop;
 mod frames;
 

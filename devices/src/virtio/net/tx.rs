@@ -1,6 +1,7 @@
 //! Frames of the guest: from the chains of the transmit queue to the link (virtio 1.2 §5.1.6.2).
 //!
-//! Invariant: every chain is used, whether its frame was sent or dropped; a network may lose frames, a queue no buffers.
+//! Invariant: every chain is used, whether its frame was sent or dropped; a network may lose frames, a queue no
+//! buffers.
 
 use std::sync::atomic::Ordering;
 

@@ -1,3 +1,5 @@
+//! Rings: order, notifications both ways, wrap-around, and rings that cannot be.
+
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;

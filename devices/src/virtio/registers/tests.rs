@@ -1,3 +1,5 @@
+//! The register machine step by step, and under any writes.
+
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio::*;
 

@@ -1,3 +1,5 @@
+//! Whatever a guest writes into a request, what is understood of it stays within the disk.
+
 use proptest::prelude::*;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -46,7 +48,20 @@ fn check(action: &Action, geometry: Geometry) {
 }
 
 fn any_sector() -> impl Strategy<Value = u64> {
-    prop_oneof![4 => 0_u64..20, 1 => (0_u64..20).prop_map(|n| u64::MAX - n), 1 => (50_u32..64).prop_map(|n| 1 << n), 1 => any::<u64>()]
+    prop_oneof![
+        4 => 0_u64..20,
+        1 => (0_u64..20).prop_map(|n| u64::MAX - n),
+        1 => (50_u32..64).prop_map(|n| 1 << n),
+        1 => any::<u64>(),
+    ]
+}
+
+fn any_count() -> impl Strategy<Value = u32> {
+    prop_oneof![0_u32..20, any::<u32>()]
+}
+
+fn any_flags() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => Just(0), 1 => any::<u32>()]
 }
 
 proptest! {
@@ -56,8 +71,12 @@ proptest! {
         kind in prop_oneof![8 => prop::sample::select(vec![0_u32, 1, 4, 8, 11, 13]), 1 => any::<u32>()],
         sector in any_sector(),
         sectors in prop_oneof![4 => 0_u64..20, 1 => 1_u64 << 21..1 << 23, 1 => any::<u64>()],
-        ranges in prop::collection::vec((any_sector(), prop_oneof![0_u32..20, any::<u32>()], prop_oneof![4 => Just(0), 1 => any::<u32>()]), 0..18),
-        out in prop_oneof![4 => (0_u32..20).prop_map(|n| n * 512), 2 => (0_u32..18).prop_map(|n| n * 16), 1 => 0..0x8_0000_u32],
+        ranges in prop::collection::vec((any_sector(), any_count(), any_flags()), 0..18),
+        out in prop_oneof![
+            4 => (0_u32..20).prop_map(|n| n * 512),
+            2 => (0_u32..18).prop_map(|n| n * 16),
+            1 => 0..0x8_0000_u32
+        ],
         input in prop_oneof![4 => (0_u32..20).prop_map(|n| n * 512 + 1), 1 => 0..SEGMENT_BYTES_MAX / 4],
         read_only in any::<bool>(), features in any::<u64>(),
     ) {
@@ -69,7 +88,8 @@ proptest! {
             ram.write_obj(range, GuestAddress(BUFFER + 16 * n)).unwrap();
         }
         let mock = MockSplitQueue::new(&ram, 8);
-        let descriptor = |address, bytes, flags, next| RawDescriptor::from(Descriptor::new(address, bytes, flags, next));
+        let descriptor =
+            |address, bytes, flags, next| RawDescriptor::from(Descriptor::new(address, bytes, flags, next));
         let table = [
             descriptor(HEADER, 16, NEXT, 1),
             descriptor(BUFFER, out, NEXT, 2),

@@ -215,8 +215,8 @@ fn cut(address: u64, bytes: u64, cuts: &[u64], piece: fn(u64, u32) -> Piece) -> 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However a request is cut into descriptors (§2.7.4.4), also across the border of two regions of RAM, it is the same
-    /// request.
+    /// However a request is cut into descriptors (§2.7.4.4), also across the border of two regions of RAM, it is the
+    /// same request.
     #[test]
     fn a_request_is_the_same_however_it_is_cut(
         sector in 0_u64..250, sectors in 1_u64..6, write in any::<bool>(), across in any::<bool>(),

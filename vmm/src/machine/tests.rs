@@ -1,0 +1,263 @@
+//! Machines built, saved and restored on this host's KVM, and what they refuse.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip, kvm_msr_entry};
+use serde_json::{Value, json};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::{arch::layout, config, host::console::Console};
+
+const RAM: u64 = 16 << 20;
+const CODE: u64 = layout::HIMEM_START;
+/// Where the guest of [`CLOCK_READER`] leaves the TSC that it saw first.
+const FIRST_TSC: u64 = 0x20_0000;
+/// rdtsc; shl rdx, 32; or rax, rdx; mov [FIRST_TSC], rax; jmp $
+const CLOCK_READER: [u8; 19] =
+    [0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, 0xeb, 0xfe];
+
+/// False, with the reason on standard error, if this host has no KVM for us.
+fn has_kvm() -> bool {
+    kvm::open().map_err(|error| eprintln!("skipped: {error}")).is_ok()
+}
+
+fn machine(vcpus: u32, ram: u64) -> Machine {
+    let console = Console::open(&config::Serial::None, None).unwrap();
+    let backends = Backends { disks: vec![], nics: vec![], console, leave: Box::new(|| {}) };
+    Machine::build(vcpus, Ram::zeroed(ram).unwrap(), backends, &Notify::new(|_| {})).unwrap()
+}
+
+/// A machine that is about to run [`CLOCK_READER`].
+fn with_clock_reader(vcpus: u32) -> Machine {
+    let mut machine = machine(vcpus, RAM);
+    machine.ram().write_slice(&CLOCK_READER, GuestAddress(CODE)).unwrap();
+    machine.pause().unwrap().set_entry(Entry::Linux(CODE)).unwrap();
+    machine
+}
+
+/// Gives everything that KVM holds values that a new machine does not have.
+fn disturb(machine: &Machine) {
+    for (number, fd) in machine.vcpus.lock().iter().enumerate() {
+        let mark = 0x1111_0000 + number as u64;
+        let mut regs = fd.get_regs().unwrap();
+        (regs.rax, regs.r15, regs.rip, regs.rflags) = (mark, !mark, 0x1234, 0x246);
+        fd.set_regs(&regs).unwrap();
+        let mut sregs = fd.get_sregs().unwrap();
+        (sregs.fs.base, sregs.gs.base, sregs.cr2) = (mark, mark << 8, mark << 4);
+        fd.set_sregs(&sregs).unwrap();
+        let mut debug = fd.get_debug_regs().unwrap();
+        debug.db[0] = mark;
+        fd.set_debug_regs(&debug).unwrap();
+        let mut fpu = fd.get_fpu().unwrap();
+        (fpu.fcw, fpu.mxcsr) = (0x27f, 0x1fa0);
+        fpu.xmm.iter_mut().for_each(|register| register.fill(number as u8 | 0x50));
+        fd.set_fpu(&fpu).unwrap();
+        let mut lapic = fd.get_lapic().unwrap();
+        (lapic.regs[0x80], lapic.regs[0xf1]) = (0x20, 0x01); // task priority; software enable
+        fd.set_lapic(&lapic).unwrap();
+        let syscall_entry =
+            kvm_msr_entry { index: 0xc000_0082, data: 0xffff_8000_0000_0000 | mark, ..Default::default() };
+        assert_eq!(fd.set_msrs(&kvm_bindings::Msrs::from_entries(&[syscall_entry]).unwrap()).unwrap(), 1);
+    }
+    // The line that a restore raises too (the new VM generation ID), so that it is pending before and after.
+    machine.vm.set_irq_line(layout::VM_GENERATION_GSI, true).unwrap();
+    machine.vm.set_irq_line(layout::VM_GENERATION_GSI, false).unwrap();
+    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    machine.vm.get_irqchip(&mut chip).unwrap();
+    // SAFETY: this variant of the union is the one of KVM_IRQCHIP_IOAPIC, and any bits are valid in it.
+    unsafe { chip.chip.ioapic.redirtbl[5].bits = 0x1_0000 | 0x35 };
+    machine.vm.set_irqchip(&chip).unwrap();
+    let mut pit = machine.vm.get_pit2().unwrap();
+    (pit.channels[2].count, pit.channels[2].mode) = (0x4321, 3);
+    machine.vm.set_pit2(&pit).unwrap();
+}
+
+fn save(machine: &mut Machine) -> StateMap {
+    machine.pause().unwrap().save().unwrap()
+}
+
+fn restore(machine: &mut Machine, states: StateMap) -> Result<()> {
+    machine.pause().unwrap().restore(states, ClockPolicy::Freeze)
+}
+
+/// The error of restoring `states` into a machine of `vcpus` vCPUs.
+fn refused(vcpus: u32, states: StateMap) -> String {
+    restore(&mut machine(vcpus, RAM), states).unwrap_err().to_string()
+}
+
+/// A vCPU's state with one of its fields changed.
+fn with_changed(states: &mut StateMap, field: &str, change: impl FnOnce(&mut Vec<Value>)) {
+    let mut state = serde_json::to_value(states.take::<VcpuState>("vcpu/0").unwrap()).unwrap();
+    change(state[field].as_array_mut().unwrap());
+    states.put("vcpu/0", &serde_json::from_value::<VcpuState>(state).unwrap()).unwrap();
+}
+
+/// Each state as JSON, by name.
+fn values(mut states: StateMap) -> Value {
+    let names: Vec<_> = states.names().map(str::to_owned).collect();
+    let mut value = |name: &str| match name {
+        "clock" => json!(states.take::<ClockState>(name).unwrap()),
+        "vm" => json!(states.take::<VmState>(name).unwrap()),
+        name if name.starts_with("vcpu/") => json!(states.take::<VcpuState>(name).unwrap()),
+        _ => Value::Null,
+    };
+    names.iter().map(|name| (name.clone(), value(name))).collect::<serde_json::Map<_, _>>().into()
+}
+
+#[test]
+fn what_is_saved_is_what_was_restored() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut from, mut to) = (with_clock_reader(2), machine(2, RAM));
+    disturb(&from);
+    let saved = save(&mut from);
+    let (before, new) = (values(saved.clone()), values(save(&mut to)));
+    restore(&mut to, saved).unwrap();
+    let after = values(save(&mut to));
+    for (name, state) in before.as_object().unwrap() {
+        assert!(state.is_null() || *state != new[name], "{name} was never anything else");
+        for (field, value) in state.as_object().into_iter().flatten() {
+            assert_eq!(*value, after[name][field], "{name}: {field}");
+        }
+    }
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_state_of_another_machine_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let of_one = save(&mut machine(1, RAM));
+    let of_two = save(&mut machine(2, RAM));
+    assert!(refused(2, of_one.clone()).contains("vcpu/1"), "{}", refused(2, of_one));
+    let error = refused(1, of_two);
+    assert!(error.contains("the clocks are of 2 vCPUs, the machine has 1"), "{error}");
+    let mut with_more = save(&mut machine(1, RAM));
+    with_more.put("virtio/nic/eth0", &VmState::save(&machine(1, RAM).vm).unwrap()).unwrap();
+    let error = refused(1, with_more);
+    assert!(error.contains("virtio/nic/eth0"), "{error}");
+    assert!(refused(1, StateMap::new()).contains("clock"));
+}
+
+#[test]
+fn a_state_that_is_cut_off_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let mut cut = save(&mut machine(1, RAM));
+    with_changed(&mut cut, "xsave", |bytes| bytes.truncate(4095));
+    let error = refused(1, cut);
+    assert!(error.contains("the XSAVE state has 4095 bytes"), "{error}");
+    // Fields of fixed length do not even become a state.
+    let mut states = save(&mut machine(1, RAM));
+    let mut state = serde_json::to_value(states.take::<VcpuState>("vcpu/0").unwrap()).unwrap();
+    state["lapic"].as_array_mut().unwrap().pop();
+    let error = serde_json::from_value::<VcpuState>(state).err().unwrap().to_string();
+    assert!(error.contains("kvm_lapic_state") && error.contains("1023 bytes, not 1024"), "{error}");
+}
+
+#[test]
+fn a_feature_that_this_processor_lacks_is_named() {
+    if !has_kvm() {
+        return;
+    }
+    const ENTRY: usize = size_of::<kvm_bindings::kvm_cpuid_entry2>();
+    const EBX: usize = 16;
+    let lacking = machine(1, RAM);
+    let leaf_7 = lacking.contexts[0].cpuid.as_slice().iter().position(|entry| (entry.function, entry.index) == (7, 0));
+    let Some(at) = leaf_7 else { return eprintln!("skipped: this processor has no CPUID leaf 7") };
+    let has = kvm::supported_cpuid(&lacking.kvm).unwrap().as_slice().iter().find(|e| e.function == 7).unwrap().ebx;
+    let bit = has.trailing_ones();
+    let mut states = save(&mut machine(1, RAM));
+    with_changed(&mut states, "cpuid", |bytes| {
+        let byte = &mut bytes[at * ENTRY + EBX + bit as usize / 8];
+        *byte = (byte.as_u64().unwrap() | 1 << (bit % 8)).into();
+    });
+    let mut image = lacking.contexts[0].cpuid.clone();
+    image.as_mut_slice()[at].ebx |= 1 << bit;
+    let names = cpuid::missing_features(&image, &kvm::supported_cpuid(&lacking.kvm).unwrap());
+    assert_eq!(names.len(), 1, "{names:?}");
+    let error = refused(1, states);
+    let expected = format!("the guest uses CPU features that this host lacks: {}; restore it on", names[0]);
+    assert!(error.contains(&expected), "{error}");
+}
+
+/// How far the guest's clocks went, from the save to the guest's first look, in microseconds: TSC and kvmclock. The
+/// machine that it goes on in was let run `gap` later; the last number is how long that one had at the most.
+fn time_that_passes(policy: ClockPolicy, gap: Duration) -> (u64, u64, u64) {
+    let (mut from, mut to) = (with_clock_reader(1), with_clock_reader(1));
+    let saved = save(&mut from);
+    let clock = values(saved.clone())["clock"].clone();
+    let at_cut = |field: &str| clock[field].as_u64().unwrap();
+    thread::sleep(gap);
+    to.pause().unwrap().restore(saved, policy).unwrap();
+    let begun = Instant::now();
+    to.resume().unwrap();
+    let seen = || to.ram().read_obj::<u64>(GuestAddress(FIRST_TSC)).unwrap();
+    while seen() == 0 && begun.elapsed() < Duration::from_secs(60) {
+        thread::yield_now();
+    }
+    let kvmclock = to.vm.get_clock().unwrap().clock;
+    let most = begun.elapsed();
+    eprintln!(
+        "DEBUG cut {:?} seen {} host {} offset {:?}",
+        clock,
+        seen(),
+        unsafe { core::arch::x86_64::_rdtsc() },
+        crate::state::clock::debug_offset(&to.vcpus.lock()[0])
+    );
+    let tsc_us = (seen() as i64 - at_cut("tsc") as i64) * 1000 / at_cut("tsc_khz") as i64;
+    let kvmclock_us = (kvmclock as i64 - at_cut("kvmclock_ns") as i64) / 1000;
+    let forward = |us: i64| u64::try_from(us).unwrap_or_else(|_| panic!("the guest's time went back by {} µs", -us));
+    (forward(tsc_us), forward(kvmclock_us), most.as_micros() as u64)
+}
+
+#[test]
+fn time_stands_still_from_the_cut_to_the_first_instruction() {
+    if !has_kvm() {
+        return;
+    }
+    let gap = Duration::from_millis(300);
+    let (tsc, kvmclock, most) = time_that_passes(ClockPolicy::Freeze, gap);
+    assert!(tsc <= most && kvmclock <= most, "TSC went on by {tsc} µs, kvmclock by {kvmclock} µs, of {most} µs");
+    let (tsc, kvmclock, most) = time_that_passes(ClockPolicy::Now, gap);
+    let gap = gap.as_micros() as u64;
+    assert!(tsc >= gap && kvmclock >= gap, "TSC went on by {tsc} µs, kvmclock by {kvmclock} µs, of {gap}+{most} µs");
+}
+
+#[test]
+fn the_largest_number_of_vcpus_is_built_saved_and_restored() {
+    if !has_kvm() {
+        return;
+    }
+    let most = layout::VCPUS_MAX.min(kvm::open().unwrap().get_max_vcpus() as u32);
+    let mut from = with_clock_reader(most);
+    disturb(&from);
+    let saved = save(&mut from);
+    drop(from);
+    let mut to = machine(most, RAM);
+    restore(&mut to, saved.clone()).unwrap();
+    assert!(save(&mut to) == saved, "{most} vCPUs are not what they were");
+}
+
+#[test]
+fn a_tebibyte_of_ram_is_built_saved_and_restored() {
+    if !has_kvm() {
+        return;
+    }
+    let last = GuestAddress(layout::MMIO_GAP_END + layout::RAM_MAX - layout::MMIO_GAP_START - 8);
+    let mut from = machine(1, layout::RAM_MAX);
+    from.ram().write_obj(7u64, last).unwrap();
+    let saved = save(&mut from);
+    assert_eq!(from.ram().read_obj::<u64>(last).unwrap(), 7);
+    drop(from);
+    let mut to = machine(1, layout::RAM_MAX);
+    restore(&mut to, saved.clone()).unwrap();
+    assert!(save(&mut to) == saved);
+}
