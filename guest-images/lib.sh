@@ -112,7 +112,7 @@ modules_in_order() {
   shift 2
   for module; do
     modprobe -d "$root" -S "$version" --show-depends "$module" 2>/dev/null || true
-  done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++'
+  done | sed -n 's/^insmod \(.*\.ko[.a-z]*\) *$/\1/p' | awk '!seen[$0]++'
 }
 
 # copy_module FILE DIR: copies a module into DIR as plain .ko (busybox insmod reads no other) and prints its new name.

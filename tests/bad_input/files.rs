@@ -43,7 +43,7 @@ fn directory(path: &Path) {
 /// Nobody but root may read it.
 fn unreadable(path: &Path) {
     fs::write(path, [7; 4096]).unwrap();
-    fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
 }
 
 fn kernel(config: &mut Value, path: &Path) {

@@ -116,7 +116,7 @@ fn directories_that_are_no_checkpoint() {
     refused(&home.run(["restore", "vm.json"]), FAILED, &["vm.json: not a checkpoint: it is not a directory"]);
     fs::create_dir(home.join("empty")).unwrap();
     refused(&home.run(["restore", "empty"]), FAILED, &["empty: not a checkpoint: it has no manifest.json"]);
-    refused(&home.run(["list", "nowhere"]), USAGE, &["nowhere: no such directory"]);
+    refused(&home.run(["list", "nowhere"]), FAILED, &["nowhere: no such directory"]);
     refused(&home.run(["list", whole.to_str().unwrap()]), USAGE, &["is one checkpoint", "ckvmm inspect"]);
 }
 

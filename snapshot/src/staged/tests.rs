@@ -152,6 +152,16 @@ fn dying_before_any_operation_leaves_nothing_or_all_once_swept() {
 }
 
 #[test]
+fn a_removed_name_is_durably_gone_before_its_files_are() {
+    let store = tempfile::tempdir().expect("directory");
+    checkpoint(&guest(), &store.path().join("000001")).expect("commits");
+    let (result, steps) = with(Fault::None, || Store::new(store.path()).remove("000001"));
+    result.expect("no fault, no failure");
+    let operations: Vec<_> = steps.iter().map(|step| step.operation).collect();
+    assert_eq!(operations, ["rename_new", "sync_dir", "remove_tree"]);
+}
+
+#[test]
 fn removing_a_checkpoint_leaves_all_or_nothing_once_swept() {
     for at in 0..4 {
         let store = tempfile::tempdir().expect("directory");

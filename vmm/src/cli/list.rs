@@ -31,7 +31,7 @@ impl Args {
             return Err(UsageError(line).into());
         }
         if !self.store.is_dir() {
-            return Err(UsageError(format!("{shown}: no such directory; name one that holds checkpoints")).into());
+            anyhow::bail!("{shown}: no such directory; name one that holds checkpoints");
         }
         let entries = Store::new(&self.store).list()?;
         if self.json {

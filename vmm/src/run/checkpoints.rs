@@ -42,14 +42,16 @@ impl Life<'_> {
         match made {
             Ok(done) => {
                 self.session.origin.parent = Some(done.id);
-                say(&format!(
+                let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
                     done.dir.display(),
                     done.written_bytes >> 20,
                     done.pause_us as f64 / 1000.0,
                     done.duration_us as f64 / 1000.0,
-                ));
+                );
+                // Whoever reads the line may ask for the next one.
                 operation.done(done);
+                say(&line);
                 if in_store {
                     self.prune();
                 }
@@ -57,8 +59,9 @@ impl Life<'_> {
             }
             Err(error) => {
                 let error = error.to_string();
-                say(&format!("checkpoint: {}; the guest goes on", error.trim_start_matches("checkpoint: ")));
+                let line = format!("checkpoint: {}; the guest goes on", error.trim_start_matches("checkpoint: "));
                 operation.fail(error);
+                say(&line);
                 Next::Continue
             }
         }

@@ -57,7 +57,7 @@ impl ClockState {
     /// If KVM cannot be asked.
     pub fn save(vm: &VmFd, vcpus: &[&VcpuFd]) -> Result<Self> {
         let clock = vm.get_clock().map_err(Error::kvm("reading the kvmclock"))?;
-        let tsc = msrs::get(vcpus[0], 0, &[msrs::IA32_TSC])?[0].1;
+        let tsc = read_tsc(vcpus[0])?;
         let offsets: Vec<u64> = vcpus.iter().map(|vcpu| tsc_offset(vcpu).unwrap_or(0)).collect();
         Ok(ClockState {
             kvmclock_ns: clock.clock,
@@ -71,7 +71,8 @@ impl ClockState {
     /// Gives vCPUs the frequency and the value of the saved TSC. Before their MSRs: a deadline counts in this time.
     ///
     /// # Errors
-    /// If this host's TSC runs at another frequency and cannot be scaled, or the machine has other vCPUs.
+    /// If this host's TSC runs at another frequency and cannot be scaled, if it cannot be set and would go back, or if
+    /// the machine has other vCPUs.
     pub fn restore_tsc(&self, vm: &VmFd, vcpus: &[&VcpuFd], policy: ClockPolicy) -> Result<()> {
         if self.tsc_skew.len() != vcpus.len() {
             let what = format!("the clocks are of {} vCPUs, the machine has {}", self.tsc_skew.len(), vcpus.len());
@@ -82,15 +83,42 @@ impl ClockState {
         }
         let passed = u128::from(self.passed_ns(policy)) * u128::from(self.tsc_khz) / 1_000_000;
         let tsc = self.tsc.wrapping_add(passed as u64);
-        msrs::set(vcpus[0], 0, &[(msrs::IA32_TSC, tsc)])?;
-        let base = tsc_offset(vcpus[0]);
-        for (id, (vcpu, skew)) in vcpus.iter().zip(&self.tsc_skew).enumerate() {
-            let skewed = |value: u64| value.wrapping_add(*skew as u64);
-            match base {
-                Some(base) => set_tsc_offset(vcpu, skewed(base))?,
-                // Without the attribute KVM itself matches counters that are written with one value in one second.
-                None => msrs::set(vcpu, id as u32, &[(msrs::IA32_TSC, skewed(tsc))])?,
+        let skewed = self.tsc_skew.iter().map(|skew| *skew as u64);
+        match tsc_offset(vcpus[0]) {
+            // Not as a value: one that is less than a second from what the counter says, KVM takes for an attempt to
+            // synchronise the counter with itself, and leaves it alone.
+            Some(offset) => {
+                let base = offset.wrapping_add(tsc.wrapping_sub(read_tsc(vcpus[0])?));
+                vcpus.iter().zip(skewed).try_for_each(|(vcpu, skew)| set_tsc_offset(vcpu, base.wrapping_add(skew)))?;
             }
+            // So the first counter goes through a value that is far away, and the others are synchronised with it.
+            None => {
+                msrs::set(vcpus[0], 0, &[(msrs::IA32_TSC, tsc ^ 1 << 62)])?;
+                for (id, (vcpu, skew)) in (0..).zip(vcpus.iter().zip(skewed)) {
+                    msrs::set(vcpu, id, &[(msrs::IA32_TSC, tsc.wrapping_add(skew))])?;
+                }
+            }
+        }
+        self.judge(tsc, read_tsc(vcpus[0])?)
+    }
+
+    /// Whether a guest bears it that its TSC, which was set to `wanted`, says `found`.
+    fn judge(&self, wanted: u64, found: u64) -> Result<()> {
+        let second = i64::from(self.tsc_khz) * 1000;
+        let jump = found.wrapping_sub(wanted) as i64;
+        if jump < 0 {
+            let what = format!(
+                "the guest's TSC would go back by {} s, for this host's KVM does not let it be set; restore on another \
+                 host",
+                jump.unsigned_abs() / second.unsigned_abs().max(1) + 1
+            );
+            return Err(Error::State { what });
+        }
+        if jump > second {
+            tracing::info!(
+                "the guest's TSC jumps by {} s: this host's KVM does not let it be set",
+                jump / second.max(1)
+            );
         }
         Ok(())
     }
@@ -140,15 +168,16 @@ fn wall_ns() -> u64 {
     now.map_or(0, |now| now.as_nanos() as u64)
 }
 
+fn read_tsc(vcpu: &VcpuFd) -> Result<u64> {
+    Ok(msrs::get(vcpu, 0, &[msrs::IA32_TSC])?[0].1)
+}
+
 /// `KVM_VCPU_TSC_OFFSET` (kernel document `virt/kvm/devices/vcpu`): absent before Linux 5.16 and on some backends.
 fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
     let mut offset = 0;
     tsc_attribute(vcpu, KVM_GET_DEVICE_ATTR, &mut offset).ok().map(|()| offset)
 }
 
-pub fn debug_offset(vcpu: &VcpuFd) -> Option<u64> {
-    tsc_offset(vcpu)
-}
 fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<()> {
     tsc_attribute(vcpu, KVM_SET_DEVICE_ATTR, &mut offset).map_err(Error::os("setting a TSC offset"))
 }
@@ -185,9 +214,20 @@ mod tests {
         assert!(!same_frequency(0, 2_600_000));
     }
 
+    const CLOCK: ClockState =
+        ClockState { kvmclock_ns: 5, tsc: 7, tsc_skew: Vec::new(), tsc_khz: 1_000_000, wall_ns: 0 };
+
+    #[test]
+    fn a_tsc_that_cannot_be_set_may_jump_and_not_go_back() {
+        CLOCK.judge(7, 7).unwrap();
+        CLOCK.judge(7, 7_000_000_000).unwrap();
+        let error = CLOCK.judge(7_000_000_000, 7).unwrap_err().to_string();
+        assert!(error.contains("TSC would go back by 7 s"), "{error}");
+    }
+
     #[test]
     fn frozen_time_does_not_pass() {
-        let clock = ClockState { kvmclock_ns: 5, tsc: 7, tsc_skew: vec![0], tsc_khz: 1_000_000, wall_ns: 0 };
+        let clock = CLOCK;
         assert_eq!(clock.passed_ns(ClockPolicy::Freeze), 0);
         assert!(clock.passed_ns(ClockPolicy::Now) > 1_000_000_000);
     }

@@ -41,7 +41,7 @@ impl VmState {
             pic_master: chip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
-            pit: vm.get_pit2().map_err(Error::kvm("reading the interval timer"))?,
+            pit: pit(vm)?,
         })
     }
 
@@ -57,4 +57,12 @@ impl VmState {
         }
         Ok(())
     }
+}
+
+/// The interval timer. When a channel's count was loaded is told in the host's time, which means nothing elsewhere: KVM
+/// loads it again at the restore.
+fn pit(vm: &VmFd) -> Result<kvm_pit_state2> {
+    let mut pit = vm.get_pit2().map_err(Error::kvm("reading the interval timer"))?;
+    pit.channels.iter_mut().for_each(|channel| channel.count_load_time = 0);
+    Ok(pit)
 }

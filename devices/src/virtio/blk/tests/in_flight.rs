@@ -62,11 +62,14 @@ fn a_reset_waits_for_what_is_in_flight_and_then_no_ram_is_touched() {
     std::thread::sleep(Duration::from_millis(20));
     assert!(!reset.is_finished(), "reset with requests in flight");
     assert_eq!(bench.rig.read(0x100), SECTORS as u32, "other vCPUs are served meanwhile");
+    bench.offer_writes(20..40);
+    bench.rig.kick(REQUESTS);
     bench.gate.set(false);
     reset.join().unwrap();
     assert_eq!(bench.rig.status(), 0);
-    assert_eq!(bench.rig.used(REQUESTS).len(), 20);
+    assert_eq!(bench.rig.used(REQUESTS).len(), 20, "what came while the reset waited is not taken");
     bench.check_writes(0..20);
+    assert_eq!(bench.sector(20), [20; 512]);
     bench.rig.start_with_all();
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 100, &[Piece::In(BUFFER, 512)]), (OK, 513));
 }
