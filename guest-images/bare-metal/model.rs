@@ -149,7 +149,10 @@ impl Header {
         if header.version != VERSION {
             return Err("a header of another version");
         }
-        if header.hot_bytes > header.arena_bytes || !header.arena_bytes.is_multiple_of(CELL) || !header.hot_bytes.is_multiple_of(CELL) {
+        if header.hot_bytes > header.arena_bytes
+            || !header.arena_bytes.is_multiple_of(CELL)
+            || !header.hot_bytes.is_multiple_of(CELL)
+        {
             return Err("a header with impossible sizes");
         }
         Ok(header)

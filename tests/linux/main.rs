@@ -2,6 +2,8 @@
 //!
 //! Needs root (a network namespace), the guests of `make images`, and a `/dev/kvm` that runs Linux.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod clones;
 mod generations;
 mod life;
