@@ -8,7 +8,6 @@ use std::{
     fs::{self, File},
     io::Write,
     path::PathBuf,
-    thread,
 };
 
 use ckvmm_tests::{
@@ -20,12 +19,12 @@ use nix::sys::signal::Signal;
 
 use crate::guest::{self, PROTOCOLS};
 
-/// Lines typed, of 20 bytes or so each: many times what the port's FIFO holds.
-const LINES: u32 = 600;
-/// Lines after which a live checkpoint is made.
-const LIVE: u32 = 25;
-/// Lines after which the VM is checkpointed, stopped and restored.
-const STOP: u32 = 150;
+/// Checkpoints made.
+const CHECKPOINTS: u32 = 24;
+/// One in so many stops the VM, which is then restored.
+const STOP: u32 = 6;
+/// Lines typed before each, of 20 bytes or so each: many times what the port's FIFO holds.
+const LINES: u32 = 25;
 
 #[test]
 fn what_is_typed_during_checkpoints_is_neither_lost_nor_doubled() {
@@ -35,37 +34,43 @@ fn what_is_typed_during_checkpoints_is_neither_lost_nor_doubled() {
     guest::keep_early_signals();
     for protocol in PROTOCOLS {
         let home = Home::in_memory();
-        let typed = (0..LINES).fold(String::new(), |mut text, line| {
-            writeln!(text, "{line:06} {:x}", u64::from(line).wrapping_mul(0x9e37_79b9)).expect("a string takes it");
-            text
-        });
         let (reader, writer) = nix::unistd::pipe().expect("a pipe");
-        let bytes = typed.clone();
-        let typist = thread::spawn(move || File::from(writer).write_all(bytes.as_bytes()).expect("it is read"));
+        let mut keyboard = File::from(writer);
         let config = guest::config(protocol, "16MiB", "job=echo");
         let file = ckvmm_tests::config::write(home.path(), &config);
         let start = |arguments: &[&str]| {
-            let stdin = reader.try_clone().expect("a descriptor");
-            Ckvmm::start_reading(home.path(), arguments.iter().chain(&["--api-socket", "s"]), stdin)
+            Ckvmm::start_reading(home.path(), arguments, reader.try_clone().expect("a descriptor"))
         };
         let mut vm = start(&["boot", "--config", file.to_str().expect("UTF-8"), "--state", "state"]);
-        for line in (LIVE..LINES).step_by(LIVE as usize) {
-            vm.console.expect(&format!("{line:06} "), LIMIT);
-            if line % STOP == 0 {
+        vm.console.expect("ready job=echo", LIMIT);
+        let mut typed = String::new();
+        for number in 0..CHECKPOINTS {
+            let lines = lines(number * LINES);
+            keyboard.write_all(lines.as_bytes()).expect("it is read");
+            typed += &lines;
+            if number % STOP == STOP - 1 {
                 let image = stop(&mut vm);
                 vm = start(&["restore", image.to_str().expect("UTF-8"), "--work", "state"]);
             } else {
                 bare_metal::checkpoint(&vm);
             }
         }
-        vm.console.expect(&format!("{:06} ", LINES - 1), LIMIT);
-        typist.join().expect("all was typed");
+        keyboard.write_all(b"the end\n").expect("it is read");
+        typed += "the end\n";
+        vm.console.expect("the end", LIMIT);
         let log = fs::read_to_string(home.join("state/console.log")).expect("the console is logged");
-        let (ready, echoed) = log.split_once("\r\n").expect("the guest said that it is ready");
-        assert!(ready.contains("ready job=echo"), "{ready}");
+        let (_, echoed) = log.split_once("\r\n").expect("the guest said that it is ready");
         let differs = typed.lines().zip(echoed.lines()).find(|(typed, echoed)| typed != echoed);
-        assert_eq!((differs, echoed.lines().count()), (None, LINES as usize), "typed, and what came back");
+        assert_eq!((differs, echoed.len()), (None, typed.len()), "typed, and what came back");
     }
+}
+
+/// Lines that differ from all others, from number `first` on.
+fn lines(first: u32) -> String {
+    (first..first + LINES).fold(String::new(), |mut text, line| {
+        writeln!(text, "{line:06} {:x}", u64::from(line).wrapping_mul(0x9e37_79b9)).expect("a string takes it");
+        text
+    })
 }
 
 fn stop(vm: &mut Ckvmm) -> PathBuf {
