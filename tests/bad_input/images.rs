@@ -195,6 +195,7 @@ fn a_work_directory_that_holds_disks() {
     let (home, whole) = image();
     let path = whole.to_str().unwrap();
     let mut vm = home.restore(&whole, &["--work", "w"]);
+    bare_metal::goes_on(&mut vm);
     let busy = home.run(["restore", path, "--work", "w", "--set", "name=other"]);
     refused(&busy, FAILED, &["w: a VM runs on this state directory", &format!("pid {}", vm.pid())]);
     vm.type_line("q");

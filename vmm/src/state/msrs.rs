@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 
 /// Time stamp counter; saved and restored apart, see [`super::clock`].
 pub const IA32_TSC: u32 = 0x10;
+/// Counters that go on by themselves: the TSC, and Hyper-V's of time and of a vCPU's own time, which follow kvmclock and
+/// thread (and which no guest of ours is told of).
+const CLOCKS: [u32; 3] = [IA32_TSC, 0x4000_0020, 0x4000_0010];
 /// Absolute time in guest TSC at which the local APIC timer fires.
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Default memory type: MTRRs on, write-back.
@@ -18,14 +21,14 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 /// MSRs of one ioctl at the most.
 const BATCH: usize = 128;
 
-/// The MSRs that hold this vCPU's state: KVM's list, less those that it does not let us read.
+/// The MSRs that hold this vCPU's state: KVM's list, less the clocks and those that it does not let us read.
 ///
 /// # Errors
 /// If KVM gives no list.
 pub fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>> {
     let list = kvm.get_msr_index_list().map_err(Error::kvm("listing MSRs"))?;
     let mut indices: Vec<u32> = list.as_slice().to_vec();
-    indices.retain(|index| *index != IA32_TSC);
+    indices.retain(|index| !CLOCKS.contains(index));
     let mut done = 0;
     while done < indices.len() {
         let end = (done + BATCH).min(indices.len());
