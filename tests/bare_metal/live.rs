@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Live checkpoints of one guest.
-const CHECKPOINTS: u32 = 40;
+const CHECKPOINTS: u32 = 20;
 
 #[test]
 fn a_guest_goes_on_after_each_live_checkpoint_and_each_is_of_its_instant() {
@@ -21,7 +21,7 @@ fn a_guest_goes_on_after_each_live_checkpoint_and_each_is_of_its_instant() {
     }
     for protocol in PROTOCOLS {
         let home = Home::in_memory();
-        let mut vm = home.boot(&guest::config(protocol, "64MiB", "job=write seed=5 mib=32 hot=2"));
+        let mut vm = home.boot(&guest::config(protocol, "48MiB", "job=write seed=5 mib=16 hot=2"));
         let mut images = Vec::new();
         let mut least = 0;
         for _ in 0..CHECKPOINTS {
