@@ -137,7 +137,12 @@ impl Ckvmm {
 
 impl Drop for Ckvmm {
     fn drop(&mut self) {
+        let status = self.child.try_wait().ok().flatten();
         self.end();
+        if thread::panicking() {
+            let end = status.map_or_else(|| "was running".to_owned(), |status| status.to_string());
+            eprintln!("ckvmm {}: {end}; its messages: {:#?}", self.pid(), self.messages.all());
+        }
     }
 }
 
