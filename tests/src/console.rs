@@ -67,7 +67,7 @@ impl Lines {
             let left = deadline.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {
                 let why = if state.ended { "the stream ended" } else { "time is over" };
-                let tail = state.lines[state.lines.len().saturating_sub(40)..].join("\n    ");
+                let tail = tail(&state);
                 drop(state);
                 panic!("{}: no {what}: {why}; its last lines:\n    {tail}", self.0.name);
             }
@@ -97,7 +97,11 @@ impl Lines {
                 return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!state.ended && !left.is_zero(), "{}: no lines with {missing:?}", self.0.name);
+            if state.ended || left.is_zero() {
+                let (missing, tail) = (format!("{missing:?}"), tail(&state));
+                drop(state);
+                panic!("{}: no lines with {missing}; its last lines:\n    {tail}", self.0.name);
+            }
             state = self.0.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -126,6 +130,10 @@ impl Lines {
         let mut state = self.lock();
         state.seen = state.lines.len();
     }
+}
+
+fn tail(state: &State) -> String {
+    state.lines[state.lines.len().saturating_sub(40)..].join("\n    ")
 }
 
 /// The value of `key=` in a line of words.
