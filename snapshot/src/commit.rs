@@ -41,13 +41,10 @@ impl StagedImage {
     }
 
     fn check_complete(&self) -> Result<()> {
-        for required in [names::STATE, names::MEMORY] {
-            if !self.written.contains_key(required) {
-                return Err(Error::Incomplete { what: required.to_owned() });
-            }
-        }
-        match self.captured.keys().next() {
-            Some(name) => Err(Error::Incomplete { what: format!("the digest of {name}") }),
+        let always = [names::STATE, names::MEMORY];
+        let mut wanted = always.into_iter().chain(self.wanted_disks.iter().map(String::as_str));
+        match wanted.find(|name| !self.written.contains_key(*name)) {
+            Some(name) => Err(Error::Incomplete { what: name.to_owned() }),
             None => Ok(()),
         }
     }

@@ -1,10 +1,12 @@
 //! What can go wrong, each variant naming the thing and the mend in one line.
 
+mod shown;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::limits::NAMES_IN_ERROR_MAX;
+use self::shown::{Names, Space};
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -149,6 +151,14 @@ pub enum Error {
         /// The part.
         what: String,
     },
+    /// The process that writes guest RAM failed.
+    #[error("checkpoint: the writer {why}; {mend}")]
+    Writer {
+        /// What became of it, after "the writer".
+        why: String,
+        /// What to do.
+        mend: &'static str,
+    },
     /// The operation was cancelled through its [`Progress`](crate::Progress).
     #[error("checkpoint: cancelled")]
     Cancelled,
@@ -249,37 +259,6 @@ impl fmt::Display for Versions {
             write!(f, "{}", self.newest)
         } else {
             write!(f, "{} to {}", self.oldest, self.newest)
-        }
-    }
-}
-
-/// What there was to be room for, and what room there is.
-struct Space {
-    wanted: u64,
-    free: u64,
-}
-
-impl fmt::Display for Space {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.wanted {
-            0 => write!(f, "not even for another file ({} bytes free)", self.free),
-            wanted => write!(f, "{wanted} bytes wanted, {} free", self.free),
-        }
-    }
-}
-
-/// A few names in backquotes, then how many more there are.
-struct Names<'a>(&'a [String]);
-
-impl fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = &self.0[..self.0.len().min(NAMES_IN_ERROR_MAX)];
-        for (index, name) in shown.iter().enumerate() {
-            write!(f, "{}`{name}`", if index == 0 { "" } else { ", " })?;
-        }
-        match self.0.len() - shown.len() {
-            0 => Ok(()),
-            more => write!(f, " and {more} more"),
         }
     }
 }

@@ -18,15 +18,23 @@ pub(crate) enum Fault {
     None,
     /// The operation with this number fails with this errno and does nothing.
     Fail(usize, i32),
+    /// The same in a child process, which counts on from where it was forked.
+    FailInChild(usize, i32),
     /// The process dies before this operation: neither it nor any later one happens.
     Die(usize),
+    /// This operation and what comes after it take for ever.
+    Hang(usize),
 }
 
 #[derive(Debug)]
 struct Layer {
     fault: Fault,
     steps: Vec<Step>,
+    process: u32,
 }
+
+/// Room made beforehand, since a forked writer takes steps too and cannot allocate.
+const STEPS: usize = 1024;
 
 thread_local! {
     static LAYER: RefCell<Option<Layer>> = const { RefCell::new(None) };
@@ -34,7 +42,9 @@ thread_local! {
 
 /// Runs `work` with `fault` and returns what it did.
 pub(crate) fn with<T>(fault: Fault, work: impl FnOnce() -> T) -> (T, Vec<Step>) {
-    LAYER.with_borrow_mut(|layer| *layer = Some(Layer { fault, steps: Vec::new() }));
+    LAYER.with_borrow_mut(|layer| {
+        *layer = Some(Layer { fault, steps: Vec::with_capacity(STEPS), process: std::process::id() })
+    });
     let result = work();
     let layer = LAYER.with_borrow_mut(Option::take).expect("nobody else takes it");
     (result, layer.steps)
@@ -46,9 +56,14 @@ pub(crate) fn step(operation: &'static str, path: &Path) -> io::Result<()> {
         let Some(layer) = layer else { return Ok(()) };
         let now = layer.steps.len();
         layer.steps.push(Step { operation, path: path.to_path_buf() });
+        let in_child = layer.process != std::process::id();
         match layer.fault {
-            Fault::Fail(at, errno) if at == now => Err(io::Error::from_raw_os_error(errno)),
-            Fault::Die(at) if at <= now => Err(io::Error::from_raw_os_error(libc::EIO)),
+            Fault::Fail(at, errno) if at == now && !in_child => Err(io::Error::from_raw_os_error(errno)),
+            Fault::FailInChild(at, errno) if at == now && in_child => Err(io::Error::from_raw_os_error(errno)),
+            Fault::Die(at) if at <= now && !in_child => Err(io::Error::from_raw_os_error(libc::EIO)),
+            Fault::Hang(at) if at <= now => loop {
+                std::thread::park();
+            },
             _ => Ok(()),
         }
     })

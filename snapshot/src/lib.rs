@@ -11,6 +11,7 @@ mod chunk_map;
 mod commit;
 mod copy;
 mod digest;
+mod disk;
 mod error;
 #[cfg(test)]
 mod fault;
@@ -28,10 +29,12 @@ mod staged;
 mod staging_dir;
 mod store;
 mod wire;
+mod writer;
 
 pub use chunk_map::{ChunkMap, Region};
 pub use copy::copy_file;
 pub use digest::{Chunk, Digest, FileDigest};
+pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};
 pub use image::Image;
 pub use manifest::{FORMAT_VERSION, FileEntry, Manifest, ManifestHead};
@@ -39,5 +42,6 @@ pub use memory::{MemoryImage, Run};
 pub use progress::{Phase, Progress};
 pub use saved::{Saved, Snapshot, StateMap};
 pub use sparse::CopyMethod;
-pub use staged::{DiskCapture, StagedImage};
+pub use staged::StagedImage;
 pub use store::{Entry, Store};
+pub use writer::{ForkedWriter, PreparedWriter};

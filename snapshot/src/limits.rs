@@ -44,6 +44,12 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 /// Most bytes asked of one copy_file_range(2), so that a signal is not kept waiting for long.
 pub(crate) const COPY_BYTES_MAX: u64 = 64 << 20;
 
+/// The unit in which a disk is captured before a guest changes it: what a small write may have to wait for.
+pub(crate) const CLUSTER_BYTES: u64 = 64 << 10;
+
+/// Most bytes of a disk that are captured at once: how long a write to them may have to wait.
+pub(crate) const SWEEP_BYTES: u64 = 4 << 20;
+
 /// Longest id of a disk, bytes (`[a-z0-9][a-z0-9-]{0,62}`).
 pub const ID_BYTES_MAX: usize = 63;
 

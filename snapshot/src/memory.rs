@@ -26,23 +26,31 @@ use crate::limits::{CHUNK_BYTES, PIECE_BYTES, RUNS_MAX};
 use crate::progress::{Phase, Progress};
 use crate::sparse::Named;
 
+/// What an error says was being done.
+pub(crate) const WRITING: &str = "write guest memory to it";
+
 /// Where the regions of `memory` lie in a memory file.
 pub(crate) fn lay_out(memory: &GuestMemoryMmap) -> Result<Vec<Region>> {
     Region::lay_out(memory.iter().map(|region| (region.start_addr().raw_value(), region.len())))
+}
+
+/// Length of the memory file of `regions`.
+pub(crate) fn file_bytes(regions: &[Region]) -> u64 {
+    regions.last().map_or(0, Region::file_end)
 }
 
 /// Writes guest RAM to the new, empty file `to`, chunk by chunk in order. Zero chunks stay holes.
 pub(crate) fn write(memory: &GuestMemoryMmap, to: Named<'_>, progress: &Progress) -> Result<ChunkMap> {
     let regions = lay_out(memory)?;
     let mut map = ChunkMap::for_memory(regions.clone());
-    let file_bytes = map.file_bytes();
+    let file_bytes = file_bytes(&regions);
     files::set_len(to.file, to.path, file_bytes)?;
     progress.begin(Phase::Memory, regions.iter().map(|region| region.bytes).sum());
     let mut writer = ChunkWriter::new();
     for planned in plan(&regions) {
         let chunk = writer
             .write(memory, &planned, to.file)
-            .map_err(|source| Error::io_wanting(to.path, "write guest memory to it", file_bytes, source))?;
+            .map_err(|source| Error::io_wanting(to.path, WRITING, file_bytes, source))?;
         map.push(chunk);
         progress.advance(planned.guest_bytes)?;
     }
@@ -64,7 +72,7 @@ pub(crate) struct PlannedChunk {
 
 /// The chunks of the memory file of `regions`, in order.
 pub(crate) fn plan(regions: &[Region]) -> impl Iterator<Item = PlannedChunk> {
-    let file_bytes = regions.last().map_or(0, Region::file_end);
+    let file_bytes = file_bytes(regions);
     let mut regions = regions.iter().enumerate().peekable();
     chunk_ranges(file_bytes).map_while(move |file| {
         while regions.peek()?.1.file_end() <= file.start {

@@ -13,10 +13,12 @@ pub enum Phase {
     Waiting = 0,
     /// Guest RAM is being written.
     Memory = 1,
-    /// Captured disks are being read for their digests.
+    /// Disks are being captured.
     Disks = 2,
     /// An image is being compared with its digests.
     Verify = 3,
+    /// Captured disks are being read for their digests.
+    Digests = 4,
 }
 
 impl Phase {
@@ -27,6 +29,7 @@ impl Phase {
             Phase::Memory => "memory",
             Phase::Disks => "disks",
             Phase::Verify => "verify",
+            Phase::Digests => "digests",
         }
     }
 }
@@ -52,6 +55,7 @@ impl Progress {
             1 => Phase::Memory,
             2 => Phase::Disks,
             3 => Phase::Verify,
+            4 => Phase::Digests,
             _ => Phase::Waiting,
         }
     }
@@ -86,6 +90,16 @@ impl Progress {
     /// Counts `bytes` as done; an error if the operation was cancelled.
     pub(crate) fn advance(&self, bytes: u64) -> Result<()> {
         self.done.fetch_add(bytes, Relaxed);
+        self.goes_on()
+    }
+
+    /// Says that `bytes` in all are done; an error if the operation was cancelled.
+    pub(crate) fn reach(&self, bytes: u64) -> Result<()> {
+        self.done.store(bytes, Relaxed);
+        self.goes_on()
+    }
+
+    fn goes_on(&self) -> Result<()> {
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
@@ -111,7 +125,7 @@ mod tests {
 
     #[test]
     fn every_phase_survives_its_number() {
-        for phase in [Phase::Waiting, Phase::Memory, Phase::Disks, Phase::Verify] {
+        for phase in [Phase::Waiting, Phase::Memory, Phase::Disks, Phase::Verify, Phase::Digests] {
             let progress = Progress::new();
             progress.begin(phase, 0);
             assert_eq!(progress.phase(), phase);

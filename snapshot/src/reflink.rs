@@ -1,5 +1,4 @@
-//! FICLONE: one file takes the content of another by sharing its extents (ioctl_ficlone(2)). The only unsafe code of
-//! this crate.
+//! FICLONE: one file takes the content of another by sharing its extents (ioctl_ficlone(2)).
 #![allow(unsafe_code)]
 
 use std::fs::File;

@@ -45,11 +45,18 @@ pub(crate) fn clone_or_copy(from: Named<'_>, to: Named<'_>, bytes: u64) -> Resul
         }
     }
     files::set_len(to.file, to.path, bytes)?;
+    copy_range(from, to, 0..bytes, bytes)?;
+    Ok(CopyMethod::Copy)
+}
+
+/// Copies the data of `range` to the same place of `to`, which reads as zeros there and is to have `bytes` in all. The
+/// kernel may share extents instead.
+pub(crate) fn copy_range(from: Named<'_>, to: Named<'_>, range: Range<u64>, bytes: u64) -> Result<()> {
     let mut copier = Copier { from, to, bytes, buffer: Vec::new() };
-    for extent in Extents::new(from.file, bytes) {
+    for extent in Extents::within(from.file, range) {
         copier.copy(extent.map_err(|source| Error::io(from.path, "find its data", source))?)?;
     }
-    Ok(CopyMethod::Copy)
+    Ok(())
 }
 
 /// True for the errors with which FICLONE and copy_file_range(2) say that these two files are not for them.
@@ -137,9 +144,9 @@ pub(crate) struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
-    /// Looks at the first `bytes` bytes of `file`.
-    pub(crate) fn new(file: &'a File, bytes: u64) -> Self {
-        Extents { file, at: 0, end: bytes }
+    /// Looks at `range` of `file`.
+    pub(crate) fn within(file: &'a File, range: Range<u64>) -> Self {
+        Extents { file, at: range.start, end: range.end }
     }
 
     fn seek(&self, at: u64, whence: Whence) -> nix::Result<u64> {
@@ -194,7 +201,7 @@ impl<'a> ChunkReader<'a> {
     pub(crate) fn new(from: Named<'a>, bytes: u64) -> Self {
         ChunkReader {
             from,
-            extents: Extents::new(from.file, bytes),
+            extents: Extents::within(from.file, 0..bytes),
             extent: Some(0..0),
             digester: ChunkDigester::new(),
             buffer: vec![0; PIECE_BYTES],

@@ -3,17 +3,18 @@
 //! ```text
 //! STORE/.STAGING-UUID/       made and locked by create
 //!     state                  write_state
-//!     memory  memory.map     write_memory, while the guest stands still
-//!     disks/ID               capture_disk, while the guest stands still
-//!     disks/ID.map           digest_disks, after that
+//!     memory  memory.map     write_memory, while the guest stands still, or finish_memory after a fork
+//!     disks/ID               from cut_disks on, before the guest's writes and by finish_disks
+//!     disks/ID.map           finish_disks
 //! ```
 //!
 //! Invariants: a file counts as written only when all of it is, so an operation that failed leaves an image that cannot
 //! be committed. The lock is held until the image is committed or removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::Flock;
 use uuid::Uuid;
@@ -21,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::chunk_map::{ChunkMap, chunk_ranges};
 use crate::digest::{Digest, FileDigest};
+use crate::disk::{Capture, LiveDisk};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::IMAGE_FILE_BYTES_MAX;
@@ -29,8 +31,9 @@ use crate::memory;
 use crate::names;
 use crate::progress::{Phase, Progress};
 use crate::saved::StateMap;
-use crate::sparse::{self, ChunkReader, CopyMethod, Named};
+use crate::sparse::{self, ChunkReader, Named};
 use crate::staging_dir;
+use crate::writer::{ForkedWriter, PreparedWriter};
 
 /// A checkpoint that is being written. Dropped without [`StagedImage::commit`] it leaves nothing.
 #[derive(Debug)]
@@ -45,8 +48,10 @@ pub struct StagedImage {
     _lock: Flock<File>,
     /// Written and digested, open until they are durable: an error of writing back is told to whoever has them open.
     pub(crate) written: BTreeMap<String, Written>,
-    /// Captured disks that have no digests yet.
-    pub(crate) captured: BTreeMap<String, Captured>,
+    /// Names of the disks that it is to have.
+    pub(crate) wanted_disks: BTreeSet<String>,
+    /// Disks that are not written and digested yet.
+    pub(crate) disks: BTreeMap<String, CapturedDisk>,
     pub(crate) memory_bytes: u64,
     pub(crate) committed: bool,
 }
@@ -67,22 +72,17 @@ pub(crate) struct Written {
     pub(crate) entry: FileEntry,
 }
 
-/// A captured disk.
+/// A disk and its capture, which ends when this goes.
 #[derive(Debug)]
-pub(crate) struct Captured {
-    file: File,
-    bytes: u64,
-    /// False until all of it is there.
-    whole: bool,
+pub(crate) struct CapturedDisk {
+    disk: Arc<LiveDisk>,
+    capture: Arc<Capture>,
 }
 
-/// How a disk was captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskCapture {
-    /// Length of the disk, bytes.
-    pub bytes: u64,
-    /// Shared extents or a copy.
-    pub method: CopyMethod,
+impl Drop for CapturedDisk {
+    fn drop(&mut self) {
+        self.disk.end(&self.capture);
+    }
 }
 
 impl StagedImage {
@@ -123,7 +123,8 @@ impl StagedImage {
             directory,
             _lock: lock,
             written: BTreeMap::new(),
-            captured: BTreeMap::new(),
+            wanted_disks: BTreeSet::new(),
+            disks: BTreeMap::new(),
             memory_bytes: 0,
             committed: false,
         })
@@ -151,66 +152,84 @@ impl StagedImage {
         let path = self.directory.join(names::MEMORY);
         let file = files::create(&path)?;
         let map = memory::write(memory, Named { file: &file, path: &path }, progress)?;
+        self.record_memory(file, &map)
+    }
+
+    fn record_memory(&mut self, file: File, map: &ChunkMap) -> Result<u64> {
         self.memory_bytes = map.regions().iter().map(|region| region.bytes).sum();
-        self.record_large(names::MEMORY, file, &map)?;
+        self.record_large(names::MEMORY, file, map)?;
         Ok(map.data_bytes())
     }
 
-    /// Captures the disk `id` as it is now, while nobody writes to it: by sharing extents where the file system can,
-    /// else by a copy without the holes. `disk` is a regular file or a block device, open for reading; its offset
-    /// moves.
+    /// Prepares a child process that is to write guest RAM and its map.
     ///
     /// # Errors
-    /// [`Error::Disk`], [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Io`]; the image can then not be committed.
-    pub fn capture_disk(&mut self, id: &str, disk: &File) -> Result<DiskCapture> {
+    /// [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`], [`Error::Writer`].
+    pub fn prepare_writer(&mut self, memory: &GuestMemoryMmap) -> Result<PreparedWriter> {
+        let path = self.directory.join(names::MEMORY);
+        PreparedWriter::new(memory, files::create(&path)?, path)
+    }
+
+    /// Waits for the child that was forked from what [`StagedImage::prepare_writer`] made; else as
+    /// [`StagedImage::write_memory`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::Writer`] if the child was killed.
+    pub fn finish_memory(&mut self, writer: ForkedWriter, progress: &Progress) -> Result<u64> {
+        let (file, map) = writer.wait(progress)?;
+        self.record_memory(file, &map)
+    }
+
+    /// Prepares to capture the disk `id`, which the guest may still change.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Io`].
+    pub fn prepare_disk(&mut self, id: &str, disk: &Arc<LiveDisk>) -> Result<()> {
         let refuse = |why| Error::Disk { id: id.to_owned(), why };
         let name = names::disk(id);
         if !names::is_id(id) {
             return Err(refuse("its id must be [a-z0-9][a-z0-9-]{0,62}"));
         }
-        if self.captured.contains_key(&name) || self.written.contains_key(&name) {
+        if !self.wanted_disks.insert(name.clone()) {
             return Err(refuse("it was captured already"));
         }
         let disks = self.directory.join(names::DISKS);
         if disks.symlink_metadata().is_err() {
             files::create_dir(&disks)?;
         }
-        let path = self.directory.join(&name);
-        let file = files::create(&path)?;
-        let captured = self.captured.entry(name).or_insert(Captured { file, bytes: 0, whole: false });
         let label = PathBuf::from(format!("disk {id}"));
-        let from = Named { file: disk, path: &label };
-        captured.bytes = sparse::length(from)?;
-        if captured.bytes > IMAGE_FILE_BYTES_MAX {
-            return Err(Error::TooLarge { path: label, bytes: captured.bytes, limit: IMAGE_FILE_BYTES_MAX });
+        let bytes = sparse::length(Named { file: disk.file(), path: &label })?;
+        if bytes > IMAGE_FILE_BYTES_MAX {
+            return Err(Error::TooLarge { path: label, bytes, limit: IMAGE_FILE_BYTES_MAX });
         }
-        let to = Named { file: &captured.file, path: &path };
-        let method = sparse::clone_or_copy(from, to, captured.bytes)?;
-        captured.whole = true;
-        Ok(DiskCapture { bytes: captured.bytes, method })
+        let path = self.directory.join(&name);
+        let capture = Arc::new(Capture::new(disk, label, files::create(&path)?, path, bytes)?);
+        self.disks.insert(name, CapturedDisk { disk: Arc::clone(disk), capture });
+        Ok(())
     }
 
-    /// Digests the captured disks and writes their maps. The guest may run meanwhile.
+    /// The instant of which the image has the disks. No change to one is under way; from now on they may be changed.
+    pub fn cut_disks(&self) {
+        self.disks.values().for_each(|CapturedDisk { disk, capture }| disk.begin(capture));
+    }
+
+    /// Captures what is left of the disks, digests them and writes their maps. The guest may run meanwhile.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Io`]; the image can then not be committed.
-    pub fn digest_disks(&mut self, progress: &Progress) -> Result<()> {
-        progress.begin(Phase::Disks, self.captured.values().map(|disk| disk.bytes).sum());
-        while let Some((name, disk)) = self.captured.first_key_value() {
-            if !disk.whole {
-                return Err(Error::Incomplete { what: name.clone() });
-            }
-            let name = name.clone();
-            let path = self.directory.join(&name);
-            let mut map = ChunkMap::for_file(disk.bytes);
-            let mut reader = ChunkReader::new(Named { file: &disk.file, path: &path }, disk.bytes);
-            for range in chunk_ranges(disk.bytes) {
-                map.push(reader.read(range.clone())?);
-                progress.advance(range.end - range.start)?;
-            }
-            drop(reader);
-            let disk = self.captured.remove(&name).expect("it was just there");
-            self.record_large(&name, disk.file, &map)?;
+    /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Io`], also for what was captured for the guest's sake since
+    /// the cut; the image can then not be committed.
+    pub fn finish_disks(&mut self, progress: &Progress) -> Result<()> {
+        let total = self.disks.values().map(|disk| disk.capture.bytes()).sum();
+        progress.begin(Phase::Disks, total);
+        self.disks.values().try_for_each(|disk| disk.capture.sweep(progress))?;
+        progress.begin(Phase::Digests, total);
+        while let Some((name, CapturedDisk { disk, capture })) = self.disks.first_key_value() {
+            disk.end(capture);
+            let map = digest(capture, progress)?;
+            let (name, file) = (name.clone(), capture.file().file.try_clone());
+            let file = file.map_err(|source| Error::io(capture.file().path, "keep it open", source))?;
+            self.disks.remove(&name);
+            self.record_large(&name, file, &map)?;
         }
         Ok(())
     }
@@ -241,6 +260,17 @@ impl Drop for StagedImage {
             let _ = files::remove_tree(&self.directory);
         }
     }
+}
+
+/// Digests a captured disk.
+fn digest(capture: &Capture, progress: &Progress) -> Result<ChunkMap> {
+    let mut map = ChunkMap::for_file(capture.bytes());
+    let mut reader = ChunkReader::new(capture.file(), capture.bytes());
+    for range in chunk_ranges(capture.bytes()) {
+        map.push(reader.read(range.clone())?);
+        progress.advance(range.end - range.start)?;
+    }
+    Ok(map)
 }
 
 pub(crate) fn write_all(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {

@@ -59,7 +59,7 @@ fn an_image_is_committed_only_if_it_is_complete() {
     assert_eq!(incomplete(staged), "memory");
     let mut staged = create();
     common::fill(&mut staged).expect("fills");
-    staged.capture_disk("data", &common::small_disk()).expect("captures");
+    common::capture_disk(&mut staged, "data", &common::small_disk()).expect("captures");
     assert!(incomplete(staged).contains("disks/data"));
 
     // A part that failed is a part that is missing, even if the caller goes on.
@@ -72,8 +72,8 @@ fn an_image_is_committed_only_if_it_is_complete() {
     let mut staged = create();
     common::fill(&mut staged).expect("fills");
     let directory = std::fs::File::open(store.path()).expect("open");
-    staged.capture_disk("data", &directory).expect_err("a directory is no disk");
-    staged.digest_disks(&Progress::new()).expect_err("nothing to digest");
+    common::capture_disk(&mut staged, "data", &directory).expect_err("a directory is no disk");
+    staged.finish_disks(&Progress::new()).expect("nothing is left to do");
     assert!(incomplete(staged).contains("disks/data"));
     assert_eq!(common::names_in(store.path()), [""; 0]);
 }
@@ -87,8 +87,8 @@ fn cancelling_ends_each_long_operation() {
     let image = Image::open(&path).expect("opens");
     assert!(matches!(image.verify(&cancelled), Err(Error::Cancelled)));
     let mut staged = StagedImage::create(&store.path().join("000002")).expect("create");
-    staged.capture_disk("root", &common::small_disk()).expect("captures");
-    assert!(matches!(staged.digest_disks(&cancelled), Err(Error::Cancelled)));
+    common::capture_disk(&mut staged, "root", &common::small_disk()).expect("captures");
+    assert!(matches!(staged.finish_disks(&cancelled), Err(Error::Cancelled)));
     assert!(matches!(staged.write_memory(&common::small_ram(), &cancelled), Err(Error::Cancelled)));
     drop(staged);
     assert_eq!(common::names_in(store.path()), ["000001", "latest"]);

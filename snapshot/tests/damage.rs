@@ -190,8 +190,8 @@ fn files_of_another_checkpoint_are_refused() {
     vm_memory::Bytes::write_obj(&ram, 1_u8, vm_memory::GuestAddress(0)).expect("in RAM");
     staged.write_memory(&ram, &progress).expect("memory");
     staged.write_state(&StateMap::new()).expect("state");
-    staged.capture_disk("root", &common::sparse_file(20_000, &[(0, b"x")])).expect("captures");
-    staged.digest_disks(&progress).expect("digests");
+    common::capture_disk(&mut staged, "root", &common::sparse_file(20_000, &[(0, b"x")])).expect("captures");
+    staged.finish_disks(&progress).expect("digests");
     let other = staged.commit(common::head()).expect("commits");
     for file in ALL_FILES {
         let copy = |path: &Path| {

@@ -119,11 +119,11 @@ fn a_disk_keeps_content_and_holes() {
     let disk = common::sparse_file(huge, &[(0, b"a"), (5 * CHUNK - 1, b"bc"), (huge - 1, b"d")]);
     let mut staged = StagedImage::create(&store.path().join("a")).expect("create");
     common::fill(&mut staged).expect("fills");
-    let capture = staged.capture_disk("data", &disk).expect("captures");
-    assert_eq!(capture.bytes, huge);
+    let live = common::capture_disk(&mut staged, "data", &disk).expect("captures");
     // The guest runs on; the captured disk does not change.
+    live.before_change(0..5);
     disk.write_all_at(b"later", 0).expect("write");
-    staged.digest_disks(&Progress::new()).expect("digests");
+    staged.finish_disks(&Progress::new()).expect("digests");
     let path = staged.commit(common::head()).expect("commits");
     let image = Image::open(&path).expect("opens");
     image.verify(&Progress::new()).expect("verifies");
@@ -148,9 +148,9 @@ fn disks_of_every_size_come_back() {
     let content = |size: u64| -> Vec<u8> { (0..size).map(|at| (at / 3 % 251) as u8).collect() };
     for size in sizes {
         let disk = common::sparse_file(size, &[(0, &content(size))]);
-        staged.capture_disk(&format!("d{size}"), &disk).expect("captures");
+        common::capture_disk(&mut staged, &format!("d{size}"), &disk).expect("captures");
     }
-    staged.digest_disks(&Progress::new()).expect("digests");
+    staged.finish_disks(&Progress::new()).expect("digests");
     let image = Image::open(&staged.commit(common::head()).expect("commits")).expect("opens");
     image.verify(&Progress::new()).expect("verifies");
     for size in sizes {
@@ -179,12 +179,15 @@ fn wrong_disks_are_refused() {
     let store = tempfile::tempdir().expect("directory");
     let mut staged = StagedImage::create(&store.path().join("a")).expect("create");
     for id in ["", "..", "a/b", "A", "-a", "a.map", "a\0", &"a".repeat(64)] {
-        assert!(matches!(staged.capture_disk(id, &common::small_disk()), Err(Error::Disk { .. })), "{id:?}");
+        assert!(
+            matches!(common::capture_disk(&mut staged, id, &common::small_disk()), Err(Error::Disk { .. })),
+            "{id:?}"
+        );
     }
-    staged.capture_disk("root", &common::small_disk()).expect("captures");
-    assert!(matches!(staged.capture_disk("root", &common::small_disk()), Err(Error::Disk { .. })));
-    staged.digest_disks(&Progress::new()).expect("digests");
-    assert!(matches!(staged.capture_disk("root", &common::small_disk()), Err(Error::Disk { .. })));
+    common::capture_disk(&mut staged, "root", &common::small_disk()).expect("captures");
+    assert!(matches!(common::capture_disk(&mut staged, "root", &common::small_disk()), Err(Error::Disk { .. })));
+    staged.finish_disks(&Progress::new()).expect("digests");
+    assert!(matches!(common::capture_disk(&mut staged, "root", &common::small_disk()), Err(Error::Disk { .. })));
 }
 
 #[test]

@@ -16,3 +16,4 @@ mod model;
 mod picture;
 mod rounds;
 mod shapes;
+mod writer;

@@ -1,18 +1,22 @@
 //! A checkpoint, from the trigger to the commit.
 //!
-//! Mode `stop`: the machine stands still until RAM and disks are written. A checkpoint that fails leaves nothing, and
-//! the machine as it was.
+//! ```text
+//! begin    prepare │ drain, pause │ state, fork (or write), cut the disks │ resume
+//! finish   writer, disks │ digests │ commit                    while the guest runs
+//! ```
+//!
+//! A checkpoint that fails leaves nothing, and the machine as it was.
 
 use std::time::{Duration, Instant};
 
-use ckvmm_snapshot::{ManifestHead, Progress, StagedImage};
+use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, StagedImage};
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     host_cpu,
-    machine::Machine,
+    machine::{Machine, Paused},
     operations::CheckpointDone,
 };
 
@@ -27,69 +31,113 @@ pub struct Plan {
     pub parent: Option<Uuid>,
     /// The VM's configuration, with absolute paths.
     pub config: serde_json::Value,
+    /// How RAM is written.
+    pub writer: Writer,
     /// The machine is not to run again: whoever asked wants to stop it.
     pub stay_paused: bool,
 }
 
-/// Makes a checkpoint of `machine`, and commits it if `sound` says that what it was made from is.
-///
-/// # Errors
-/// If it cannot be made: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
-pub fn checkpoint(
-    machine: &mut Machine,
-    staged: StagedImage,
-    plan: &Plan,
-    progress: &Progress,
-    sound: impl FnOnce() -> Result<()>,
-) -> Result<CheckpointDone> {
-    let ran = machine.is_running();
-    let made = make(machine, staged, plan, progress, sound);
-    if made.is_err() || !plan.stay_paused {
-        resume_if(machine, ran)?;
-    }
-    made
+/// Who writes guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// This process, while the guest stands still.
+    Stop,
+    /// A child, while the guest runs.
+    Fork,
 }
 
-fn make(
-    machine: &mut Machine,
-    mut staged: StagedImage,
-    plan: &Plan,
-    progress: &Progress,
-    sound: impl FnOnce() -> Result<()>,
-) -> Result<CheckpointDone> {
-    let started = Instant::now();
-    let ran = machine.is_running();
-    let id = staged.id();
-    let (processor, tsc_khz) = (machine.processor().clone(), machine.tsc_khz());
-    let (created, stopped) = (Timestamp::now(), Instant::now());
-    let paused = machine.pause()?;
-    staged.write_state(&paused.save()?)?;
-    let written_bytes = staged.write_memory(paused.ram(), progress)?;
-    for (id, disk) in paused.captured_disks() {
-        staged.capture_disk(id, disk)?;
+impl Writer {
+    /// As a manifest says it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Writer::Stop => "stop",
+            Writer::Fork => "fork",
+        }
     }
-    if !plan.stay_paused {
-        resume_if(machine, ran)?;
+}
+
+/// A checkpoint of which the guest's part is done: everything that it consists of can no longer change.
+#[derive(Debug)]
+pub struct Begun {
+    staged: StagedImage,
+    memory: Memory,
+    head: ManifestHead,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Written { bytes: u64 },
+    Forked(ForkedWriter),
+}
+
+/// Captures `machine`, which stands still only meanwhile, if it ran.
+///
+/// # Errors
+/// If it cannot be captured: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
+pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progress: &Progress) -> Result<Begun> {
+    let started = Instant::now();
+    let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
+    let writer = match plan.writer {
+        Writer::Stop => None,
+        Writer::Fork => Some(staged.prepare_writer(machine.ram())?),
+    };
+    for (id, disk) in machine.captured_disks() {
+        staged.prepare_disk(id, disk)?;
+    }
+    let ran = machine.is_running();
+    let (created, stopped) = (Timestamp::now(), Instant::now());
+    let memory = machine.pause().and_then(|paused| capture(&paused, &mut staged, writer, progress));
+    if ran && (memory.is_err() || !plan.stay_paused) {
+        machine.resume()?;
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
-    staged.digest_disks(progress)?;
-    sound()?;
-    let dir = staged.commit(ManifestHead {
-        name: plan.name.clone(),
+    let head = ManifestHead {
+        name: plan.name,
         lineage: plan.lineage,
         parent: plan.parent,
         created,
-        mode: "stop".into(),
-        config: plan.config.clone(),
-        host: host_cpu::describe(&processor, tsc_khz),
+        mode: plan.writer.as_str().into(),
+        config: plan.config,
+        host,
         pause_us: micros(pause),
         started,
-    })?;
-    Ok(CheckpointDone { dir, id, written_bytes, pause_us: micros(pause), duration_us: micros(started.elapsed()) })
+    };
+    Ok(Begun { staged, memory: memory?, head })
 }
 
-fn resume_if(machine: &mut Machine, ran: bool) -> Result<(), Error> {
-    if ran { machine.resume() } else { Ok(()) }
+/// What happens while the guest stands still.
+fn capture(
+    paused: &Paused<'_>,
+    staged: &mut StagedImage,
+    writer: Option<PreparedWriter>,
+    progress: &Progress,
+) -> Result<Memory> {
+    staged.write_state(&paused.save()?)?;
+    let memory = match writer {
+        Some(writer) => Memory::Forked(writer.fork(paused.ram())?),
+        None => Memory::Written { bytes: staged.write_memory(paused.ram(), progress)? },
+    };
+    staged.cut_disks();
+    Ok(memory)
+}
+
+impl Begun {
+    /// Waits for the writer and commits, if `sound` says that what the checkpoint was made from is.
+    ///
+    /// # Errors
+    /// If it cannot be written, or was cancelled; nothing of it is left then.
+    pub fn finish(self, progress: &Progress, sound: impl FnOnce() -> Result<()>) -> Result<CheckpointDone> {
+        let Begun { mut staged, memory, head } = self;
+        let written_bytes = match memory {
+            Memory::Written { bytes } => bytes,
+            Memory::Forked(writer) => staged.finish_memory(writer, progress)?,
+        };
+        staged.finish_disks(progress)?;
+        sound()?;
+        let (id, pause_us, started) = (staged.id(), head.pause_us, head.started);
+        let dir = staged.commit(head)?;
+        Ok(CheckpointDone { dir, id, written_bytes, pause_us, duration_us: micros(started.elapsed()) })
+    }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -267,7 +267,7 @@ impl Control {
     /// Asks for a checkpoint. How it goes is in the operations' table.
     ///
     /// # Errors
-    /// [`CommandError::Invalid`] for a mode that is not there, [`CommandError::Conflict`] while another one is being made or when the VM is starting or ending,
+    /// [`CommandError::Conflict`] while another one is being made or when the VM is starting or ending,
     /// [`CommandError::Gone`].
     pub fn checkpoint(
         &self,
@@ -276,10 +276,6 @@ impl Control {
         mode: CheckpointMode,
         stop: bool,
     ) -> Result<OperationId, CommandError> {
-        if mode == CheckpointMode::Fork {
-            let line = "checkpoint.mode: \"fork\" is not there yet; use \"stop\" or \"auto\"";
-            return Err(CommandError::Invalid(line.into()));
-        }
         let not_now = |why: &str| Err(CommandError::Conflict(format!("checkpoint: {why}")));
         match self.shared.state() {
             VmState::Running | VmState::Paused => {}

@@ -2,8 +2,10 @@
 //! and no byte of guest RAM changes but those that the driver has offered as writable, and the used ring.
 
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ckvmm_snapshot::LiveDisk;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -186,7 +188,9 @@ fn check(rig: &mut Rig, hostile: &Hostile) {
 fn disk() -> Box<dyn VirtioDevice> {
     let file = tempfile::tempfile().unwrap();
     file.set_len(8 * 512).unwrap();
-    Box::new(Blk::new(BlkConfig { id: "hostile".into(), file, read_only: false }).unwrap())
+    Box::new(
+        Blk::new(BlkConfig { id: "hostile".into(), disk: Arc::new(LiveDisk::new(file)), read_only: false }).unwrap(),
+    )
 }
 
 /// A card with frames to be received.

@@ -26,24 +26,32 @@ fn head() -> ManifestHead {
 
 struct Guest {
     memory: GuestMemoryMmap,
-    disk: std::fs::File,
+    disk: Arc<LiveDisk>,
+    /// A child writes its memory.
+    forked: bool,
 }
 
-fn guest() -> Guest {
+fn guest(forked: bool) -> Guest {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 10)]).expect("memory");
     memory.write_obj(0x1234_5678_u32, GuestAddress(8)).expect("write");
     let disk = tempfile::tempfile().expect("file");
     files::write_at(&disk, b"disk", 5000).expect("write");
-    Guest { memory, disk }
+    Guest { memory, disk: Arc::new(LiveDisk::new(disk)), forked }
 }
 
 fn checkpoint(guest: &Guest, to: &Path) -> Result<PathBuf> {
     let progress = Progress::new();
     let mut staged = StagedImage::create(to)?;
-    staged.capture_disk("root", &guest.disk)?;
+    staged.prepare_disk("root", &guest.disk)?;
+    staged.cut_disks();
     staged.write_state(&StateMap::new())?;
-    staged.write_memory(&guest.memory, &progress)?;
-    staged.digest_disks(&progress)?;
+    if guest.forked {
+        let writer = staged.prepare_writer(&guest.memory)?.fork(&guest.memory)?;
+        staged.finish_memory(writer, &progress)?;
+    } else {
+        staged.write_memory(&guest.memory, &progress)?;
+    }
+    staged.finish_disks(&progress)?;
     staged.commit(head())
 }
 
@@ -61,18 +69,22 @@ fn names_in(directory: &Path) -> Vec<String> {
     names
 }
 
-/// How many operations a checkpoint takes.
-fn steps() -> Vec<Step> {
+/// The operations of a checkpoint; not those of a child.
+fn steps(guest: &Guest) -> Vec<Step> {
     let directory = tempfile::tempdir().expect("directory");
-    let guest = guest();
-    let (result, steps) = with(Fault::None, || checkpoint(&guest, &directory.path().join("000001")));
+    let (result, steps) = with(Fault::None, || checkpoint(guest, &directory.path().join("000001")));
     result.expect("no fault, no failure");
     steps
 }
 
 #[test]
 fn everything_is_durable_before_the_manifest_and_the_manifest_before_the_name() {
-    let steps = steps();
+    for forked in [false, true] {
+        assert_order(&steps(&guest(forked)));
+    }
+}
+
+fn assert_order(steps: &[Step]) {
     let position = |operation: &str, end: &str| {
         let found = steps.iter().rposition(|step| step.operation == operation && step.path.ends_with(end));
         found.unwrap_or_else(|| panic!("no {operation} of {end} in {steps:#?}"))
@@ -100,13 +112,12 @@ fn everything_is_durable_before_the_manifest_and_the_manifest_before_the_name() 
 
 #[test]
 fn a_failure_at_any_operation_leaves_nothing_or_all() {
-    let guest = guest();
-    for at in 0..steps().len() {
-        for errno in [libc::EIO, libc::ENOSPC] {
+    for (forked, errno) in [(false, libc::EIO), (false, libc::ENOSPC), (true, libc::EIO), (true, libc::ENOSPC)] {
+        let guest = guest(forked);
+        for at in 0..steps(&guest).len() {
             let store = tempfile::tempdir().expect("directory");
             let path = store.path().join("000001");
             let (result, steps) = with(Fault::Fail(at, errno), || checkpoint(&guest, &path));
-            // How many pieces a copy takes is the file system's affair.
             let failed = &steps[at];
             match result {
                 Ok(_) => {
@@ -125,14 +136,19 @@ fn a_failure_at_any_operation_leaves_nothing_or_all() {
 
 #[test]
 fn dying_before_any_operation_leaves_nothing_or_all_once_swept() {
-    let guest = guest();
+    for forked in [false, true] {
+        die_everywhere(&guest(forked));
+    }
+}
+
+fn die_everywhere(guest: &Guest) {
     let mut survived = 0;
-    let count = steps().len();
+    let count = steps(guest).len();
     for at in 0..=count {
         let store = tempfile::tempdir().expect("directory");
         let path = store.path().join("000001");
         // The result is of no interest: nobody is left to hear it.
-        let (_, _) = with(Fault::Die(at), || checkpoint(&guest, &path));
+        let (_, _) = with(Fault::Die(at), || checkpoint(guest, &path));
         for name in names_in(store.path()) {
             let whole = name == "000001" || name == "latest";
             assert!(whole || name.starts_with('.'), "{name} after {at} operations");
@@ -154,7 +170,7 @@ fn dying_before_any_operation_leaves_nothing_or_all_once_swept() {
 #[test]
 fn a_removed_name_is_durably_gone_before_its_files_are() {
     let store = tempfile::tempdir().expect("directory");
-    checkpoint(&guest(), &store.path().join("000001")).expect("commits");
+    checkpoint(&guest(false), &store.path().join("000001")).expect("commits");
     let (result, steps) = with(Fault::None, || Store::new(store.path()).remove("000001"));
     result.expect("no fault, no failure");
     let operations: Vec<_> = steps.iter().map(|step| step.operation).collect();
@@ -165,7 +181,7 @@ fn a_removed_name_is_durably_gone_before_its_files_are() {
 fn removing_a_checkpoint_leaves_all_or_nothing_once_swept() {
     for at in 0..4 {
         let store = tempfile::tempdir().expect("directory");
-        let path = checkpoint(&guest(), &store.path().join("000001")).expect("commits");
+        let path = checkpoint(&guest(false), &store.path().join("000001")).expect("commits");
         let (_, steps) = with(Fault::Die(at), || Store::new(store.path()).remove("000001"));
         assert!(steps.len() <= 4, "the loop covers every operation: {steps:?}");
         Store::new(store.path()).sweep_staging().expect("sweeps");

@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use ckvmm_snapshot::{ManifestHead, Progress, Result, Saved, StagedImage, StateMap};
+use ckvmm_snapshot::{LiveDisk, ManifestHead, Progress, Result, Saved, StagedImage, StateMap};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -76,13 +77,21 @@ pub fn small_state() -> StateMap {
     state
 }
 
+/// Captures a disk as it is now. Whoever changes it later says so to what this returns.
+pub fn capture_disk(staged: &mut StagedImage, id: &str, disk: &File) -> Result<Arc<LiveDisk>> {
+    let disk = Arc::new(LiveDisk::new(disk.try_clone().expect("a descriptor")));
+    staged.prepare_disk(id, &disk)?;
+    staged.cut_disks();
+    Ok(disk)
+}
+
 /// Everything but the commit.
 pub fn fill(staged: &mut StagedImage) -> Result<()> {
     let progress = Progress::new();
     staged.write_state(&small_state())?;
     staged.write_memory(&small_ram(), &progress)?;
-    staged.capture_disk("root", &small_disk())?;
-    staged.digest_disks(&progress)
+    capture_disk(staged, "root", &small_disk())?;
+    staged.finish_disks(&progress)
 }
 
 /// A checkpoint of the small machine.

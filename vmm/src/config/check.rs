@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::error::{ConfigError, shown};
 use super::fields::expected;
-use super::spec::{CheckpointMode, DiskMode, NicConfig, Serial, Uplink, VmConfig};
+use super::spec::{DiskMode, NicConfig, Serial, Uplink, VmConfig};
 use super::units::Bytes;
 
 /// The only version of `vm.json` so far.
@@ -205,9 +205,6 @@ fn is_forward(text: &str) -> bool {
 fn checkpoint(config: &VmConfig) -> Checked {
     if let Some(dir) = &config.checkpoint.dir {
         path("checkpoint.dir", "checkpoint.dir", dir)?;
-    }
-    if config.checkpoint.mode == CheckpointMode::Fork {
-        return Err(wrong("checkpoint.mode", "checkpoint.mode", "\"fork\" is not there yet"));
     }
     if config.checkpoint.every.is_some_and(|every| !(EVERY_MIN..=LONGEST).contains(&every)) {
         return Err(wrong("checkpoint.every", "checkpoint.every", "out of range"));

@@ -13,9 +13,10 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
-use ckvmm_snapshot::{Image, copy_file};
+use ckvmm_snapshot::{Image, LiveDisk, copy_file};
 
 use super::state_dir::StateDir;
 use crate::{
@@ -38,12 +39,14 @@ pub struct Disk {
     pub path: PathBuf,
     mode: DiskMode,
     captured: bool,
+    /// Opened once: a checkpoint may capture it across a reset of the guest.
+    live: OnceLock<Arc<LiveDisk>>,
 }
 
 impl Disk {
     fn new(config: &DiskConfig, path: PathBuf) -> Self {
         let captured = config.capture && config.mode != DiskMode::ReadOnly;
-        Disk { id: config.id.to_string(), path, mode: config.mode, captured }
+        Disk { id: config.id.to_string(), path, mode: config.mode, captured, live: OnceLock::new() }
     }
 
     /// True if the file was made by ckvmm and outlives the VM.
@@ -51,15 +54,21 @@ impl Disk {
         self.mode == DiskMode::Private
     }
 
-    /// Opens the file, under a lock: one writer, or many readers.
+    /// Opens the file for as long as this lives, under a lock: one writer, or many readers.
     ///
     /// # Errors
     /// If it cannot be used, or another VM uses it.
     pub fn open(&self) -> Result<DiskBackend> {
         let read_only = self.mode == DiskMode::ReadOnly;
-        let file = open(&field(&self.id), &self.path, !read_only)?;
-        lock(&self.id, &self.path, &file, read_only)?;
-        Ok(DiskBackend { id: self.id.clone(), file, read_only, captured: self.captured })
+        let disk = match self.live.get() {
+            Some(live) => Arc::clone(live),
+            None => {
+                let file = open(&field(&self.id), &self.path, !read_only)?;
+                lock(&self.id, &self.path, &file, read_only)?;
+                Arc::clone(self.live.get_or_init(|| Arc::new(LiveDisk::new(file))))
+            }
+        };
+        Ok(DiskBackend { id: self.id.clone(), disk, read_only, captured: self.captured })
     }
 }
 

@@ -3,14 +3,14 @@
 //! The order of virtio devices is the guest's order: disks, network cards, the entropy device. It is part of what a
 //! checkpoint means, since a device's address and line follow from it.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use ckvmm_devices::{
     Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, PowerPort, PowerSink, PvPanic, Rng,
     Serial, VirtioDevice, VirtioMmio, VmGenId,
 };
 use ckvmm_net::Tap;
-use ckvmm_snapshot::StateMap;
+use ckvmm_snapshot::{LiveDisk, StateMap};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -45,7 +45,7 @@ pub struct DiskBackend {
     /// Id in the configuration.
     pub id: String,
     /// What holds the disk's contents.
-    pub file: File,
+    pub disk: Arc<LiveDisk>,
     /// The guest cannot write.
     pub read_only: bool,
     /// A checkpoint holds its contents.
@@ -67,7 +67,7 @@ pub struct NicBackend {
 pub struct Board {
     serial: Arc<Serial>,
     virtio: Vec<(String, Arc<VirtioMmio>)>,
-    captured: Vec<(String, File)>,
+    captured: Vec<(String, Arc<LiveDisk>)>,
     generation_id: VmGenId,
     power_button: Line,
     generation_changed: Line,
@@ -101,11 +101,11 @@ impl Board {
         let mut slots = Slots { vm, ram, virtio: Vec::new(), subscribers: vec![Box::new(input)] };
         let mut captured = Vec::new();
         for disk in disks {
-            let file = disk.file.try_clone().map_err(Error::os("duplicating a disk's descriptor"))?;
-            let blk = BlkConfig { id: disk.id.clone(), file: disk.file, read_only: disk.read_only };
-            slots.add(format!("disk/{}", disk.id), Box::new(Blk::new(blk)?), &mut buses.mmio)?;
-            if disk.captured {
-                captured.push((disk.id, file));
+            let DiskBackend { id, disk, read_only, captured: is_captured } = disk;
+            let blk = BlkConfig { id: id.clone(), disk: Arc::clone(&disk), read_only };
+            slots.add(format!("disk/{id}"), Box::new(Blk::new(blk)?), &mut buses.mmio)?;
+            if is_captured {
+                captured.push((id, disk));
             }
         }
         for nic in nics {
@@ -132,7 +132,7 @@ impl Board {
     }
 
     /// The disks whose contents belong to a checkpoint.
-    pub fn captured_disks(&self) -> &[(String, File)] {
+    pub fn captured_disks(&self) -> &[(String, Arc<LiveDisk>)] {
         &self.captured
     }
 

@@ -14,10 +14,10 @@ pub mod kvm;
 pub mod ram;
 pub mod vcpu;
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use ckvmm_devices::GuestRam;
-use ckvmm_snapshot::StateMap;
+use ckvmm_snapshot::{LiveDisk, StateMap};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -129,6 +129,11 @@ impl Machine {
         self.board.press_power_button();
     }
 
+    /// The disks whose contents belong to a checkpoint, by id.
+    pub fn captured_disks(&self) -> &[(String, Arc<LiveDisk>)] {
+        self.board.captured_disks()
+    }
+
     /// Guest RAM.
     pub fn ram(&self) -> &GuestRam {
         self.ram.memory()
@@ -224,11 +229,6 @@ impl Paused<'_> {
     /// Guest RAM, which does not change while this lives.
     pub fn ram(&self) -> &GuestRam {
         self.machine.ram.memory()
-    }
-
-    /// The disks whose contents belong to a checkpoint, by id.
-    pub fn captured_disks(&self) -> &[(String, File)] {
-        self.machine.board.captured_disks()
     }
 }
 

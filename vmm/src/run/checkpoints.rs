@@ -5,16 +5,30 @@ use std::{path::PathBuf, time::Instant};
 use ckvmm_snapshot::{Entry, StagedImage, Store};
 
 use super::{
+    finisher::{Finished, Unfinished},
     main_loop::{Life, Next},
-    session::{Event, sweep},
+    session::{Event, Session, sweep},
+    verification::ends_now,
 };
 use crate::{
-    checkpoint::{self, Plan},
+    checkpoint::{self, Begun, Plan, Writer},
     cli::ExitStatus,
+    config::CheckpointMode,
     error::Result,
-    host::{signals::Asked, terminal::say},
-    operations::{Asker, CheckpointDone, Running},
+    host::terminal::say,
+    operations::{Asker, Running},
 };
+
+/// A checkpoint as somebody wants it.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// What it will be called; else it gets a number.
+    pub(super) dir: Option<PathBuf>,
+    /// As whoever asks says; `auto` is what the configuration says.
+    pub(super) mode: CheckpointMode,
+    /// The VM is to end when it is made.
+    pub(super) stop: bool,
+}
 
 impl Life<'_> {
     /// Counts the time of `checkpoint.every` from now.
@@ -23,25 +37,101 @@ impl Life<'_> {
     }
 
     /// A checkpoint that a signal or the clock asks for, as the configuration says.
-    pub(super) fn checkpoint_now(&mut self, stop: bool) -> Next {
+    pub(super) fn checkpoint_now(&mut self, stop: bool) -> Result<Next> {
+        self.plan_next();
         match self.session.shared.operations().begin(Asker::Signal) {
-            Ok(operation) => return self.checkpoint(operation, None, stop),
-            // One that the API asked for waits in the channel: this one comes after it.
-            Err(_) if stop => drop(self.session.sender.send(Event::Signal(Asked::CheckpointAndStop))),
+            Ok(operation) => {
+                return self.checkpoint(operation, Wanted { dir: None, mode: CheckpointMode::Auto, stop });
+            }
+            // It comes after the one that is being made.
+            Err(_) if stop => self.session.then_stop = true,
             Err(error) => say(&error.to_string()),
         }
-        self.plan_next();
-        Next::Continue
+        Ok(Next::Continue)
     }
 
-    /// Makes a checkpoint and says how it went. One that fails changes nothing.
-    pub(super) fn checkpoint(&mut self, operation: Running, dir: Option<PathBuf>, stop: bool) -> Next {
-        let in_store = dir.is_none();
-        let made = self.make_checkpoint(&operation, dir, stop);
+    /// Captures the machine. The checkpoint is finished while the guest runs, unless the VM is to end with it.
+    pub(super) fn checkpoint(&mut self, operation: Running, wanted: Wanted) -> Result<Next> {
+        let (in_store, stop) = (wanted.dir.is_none(), wanted.stop);
+        let ran = self.machine.is_running();
+        let begun = match self.begin(&operation, wanted) {
+            Ok(begun) => begun,
+            Err(error) => return self.checkpointed(Finished { operation, in_store, made: Err(error) }),
+        };
+        let verification = self.session.verification.clone();
+        let unfinished = Unfinished { begun, operation, in_store, verification };
+        if !stop {
+            self.session.writing = true;
+            self.session.finisher.finish(unfinished);
+            return Ok(Next::Continue);
+        }
+        let finished = unfinished.finish();
+        if self.session.checkpointed(finished) {
+            return Ok(Next::End(ExitStatus::Checkpointed));
+        }
+        if ran {
+            self.machine.resume()?;
+        }
+        self.after_checkpoint()
+    }
+
+    fn begin(&mut self, operation: &Running, wanted: Wanted) -> Result<Begun> {
+        let session = &self.session;
+        let staged = match wanted.dir {
+            Some(dir) => {
+                dir.parent().map(Store::new).iter().for_each(sweep);
+                StagedImage::create(&dir)?
+            }
+            None => session.store.stage()?,
+        };
+        let mode = match wanted.mode {
+            CheckpointMode::Auto => session.config.checkpoint.mode,
+            mode => mode,
+        };
+        let plan = Plan {
+            name: session.config.name.to_string(),
+            lineage: session.origin.lineage,
+            parent: session.origin.parent,
+            config: session.config.to_value(),
+            writer: writer(mode, wanted.stop),
+            stay_paused: wanted.stop,
+        };
+        checkpoint::begin(&mut self.machine, staged, plan, operation.progress())
+    }
+
+    /// What comes after a checkpoint that is made, or not.
+    pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
+        self.session.checkpointed(finished);
+        self.after_checkpoint()
+    }
+
+    fn after_checkpoint(&mut self) -> Result<Next> {
         self.plan_next();
+        if std::mem::take(&mut self.session.then_stop) && !self.is_ending() {
+            return self.checkpoint_now(true);
+        }
+        Ok(Next::Continue)
+    }
+}
+
+/// A child costs the guest a copy of page tables and of what it writes meanwhile; a guest that will not run again
+/// needs none.
+fn writer(mode: CheckpointMode, stop: bool) -> Writer {
+    match mode {
+        CheckpointMode::Stop => Writer::Stop,
+        CheckpointMode::Fork => Writer::Fork,
+        CheckpointMode::Auto if stop => Writer::Stop,
+        CheckpointMode::Auto => Writer::Fork,
+    }
+}
+
+impl Session {
+    /// Says how a checkpoint went; true if it is made. One that failed changes nothing.
+    fn checkpointed(&mut self, Finished { operation, in_store, made }: Finished) -> bool {
+        self.writing = false;
         match made {
             Ok(done) => {
-                self.session.origin.parent = Some(done.id);
+                self.origin.parent = Some(done.id);
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
                     done.dir.display(),
@@ -55,62 +145,62 @@ impl Life<'_> {
                 if in_store {
                     self.prune();
                 }
-                if stop { Next::End(ExitStatus::Checkpointed) } else { Next::Continue }
+                true
             }
             Err(error) => {
                 let error = error.to_string();
                 let line = format!("checkpoint: {}; the guest goes on", error.trim_start_matches("checkpoint: "));
                 operation.fail(error);
                 say(&line);
-                Next::Continue
+                false
             }
         }
     }
 
-    fn make_checkpoint(&mut self, operation: &Running, dir: Option<PathBuf>, stop: bool) -> Result<CheckpointDone> {
-        let session = &self.session;
-        let staged = match dir {
-            Some(dir) => {
-                dir.parent().map(Store::new).iter().for_each(sweep);
-                StagedImage::create(&dir)?
+    /// The VM has ended: a checkpoint that is still being written becomes one, unless the VM's end was forced, or is
+    /// now.
+    pub(super) fn finish_writing(&mut self, ended: &Result<ExitStatus>) {
+        if !self.writing {
+            return;
+        }
+        match ended {
+            Ok(ExitStatus::Success | ExitStatus::GuestCrashed) => {
+                say("the checkpoint is still being written; ask again to stop, and it is given up");
             }
-            None => session.store.stage()?,
-        };
-        let plan = Plan {
-            name: session.config.name.to_string(),
-            lineage: session.origin.lineage,
-            parent: session.origin.parent,
-            config: session.config.to_value(),
-            stay_paused: stop,
-        };
-        let progress = operation.progress();
-        // What was restored from a damaged image is not to live on under new digests.
-        let sound = || match session.verification.wait(|| progress.is_cancelled())? {
-            true => Ok(()),
-            false => Err(ckvmm_snapshot::Error::Cancelled.into()),
-        };
-        checkpoint::checkpoint(&mut self.machine, staged, &plan, progress, sound)
+            _ => self.shared.operations().cancel_running(),
+        }
+        while self.writing {
+            // This session holds a sender: there is always a next event, of the finisher if of nobody else.
+            match self.events.recv() {
+                Ok(Event::Checkpoint(finished)) => drop(self.checkpointed(*finished)),
+                Ok(event) => {
+                    if ends_now(event) {
+                        self.shared.operations().cancel_running();
+                    }
+                }
+                Err(_) => return,
+            }
+        }
     }
 
     /// Removes the oldest numbered checkpoints of this VM's life beyond `checkpoint.keep`. That one cannot be removed
     /// is no reason to disturb the guest.
     fn prune(&self) {
-        let Some(keep) = self.session.config.checkpoint.keep else { return };
+        let Some(keep) = self.config.checkpoint.keep else { return };
         if let Err(error) = self.remove_all_but(keep as usize) {
             say(&format!("old checkpoints cannot be removed: {error}"));
         }
     }
 
     fn remove_all_but(&self, keep: usize) -> Result<()> {
-        let store = &self.session.store;
         let is_ours = |entry: &Entry| {
             let lineage = entry.manifest.as_ref().map(|manifest| manifest.lineage);
-            entry.number.is_some() && lineage.is_ok_and(|lineage| lineage == self.session.origin.lineage)
+            entry.number.is_some() && lineage.is_ok_and(|lineage| lineage == self.origin.lineage)
         };
-        let ours: Vec<_> = store.list()?.into_iter().filter(is_ours).collect();
+        let ours: Vec<_> = self.store.list()?.into_iter().filter(is_ours).collect();
         for old in &ours[..ours.len().saturating_sub(keep)] {
             let name = old.path.file_name().unwrap_or_default().to_string_lossy();
-            store.remove(&name)?;
+            self.store.remove(&name)?;
         }
         Ok(())
     }

@@ -7,7 +7,10 @@ use std::{
 
 use ckvmm_devices::PowerEvent;
 
-use super::session::{Event, Session};
+use super::{
+    checkpoints::Wanted,
+    session::{Event, Session},
+};
 use crate::{
     cli::ExitStatus,
     control::{Command, CommandError, Outcome, Request, VmState},
@@ -55,6 +58,7 @@ impl Session {
         }
         let ended = self.live(machine, reboots, paused);
         self.shared.set_state(VmState::Stopping);
+        self.finish_writing(&ended);
         let ended = self.verification.judge(ended, &self.events);
         self.shared.set_state(VmState::Off);
         drop(terminal);
@@ -96,7 +100,7 @@ impl Life<'_> {
         loop {
             let next = match self.wait() {
                 Wake::Event(event) => self.handle(event)?,
-                Wake::Due if self.machine.is_running() => self.checkpoint_now(false),
+                Wake::Due if self.machine.is_running() => self.checkpoint_now(false)?,
                 // What stands still does not change.
                 Wake::Due => {
                     self.plan_next();
@@ -139,6 +143,7 @@ impl Life<'_> {
             Event::Request(request) => self.request(request),
             Event::Signal(asked) => self.signal(asked),
             Event::Leave => Ok(Next::End(ExitStatus::Failed)),
+            Event::Checkpoint(finished) => self.checkpointed(*finished),
             Event::Corrupt(line) => {
                 self.machine.pause()?;
                 Err(Error::Corrupt { line })
@@ -178,8 +183,9 @@ impl Life<'_> {
             Command::Resume => (self.resume().map_err(failed), Next::Continue),
             Command::PowerOff { force: true } => (Ok(()), Next::End(ExitStatus::Failed)),
             Command::PowerOff { force: false } => (self.press_power_button().map_err(failed), Next::Continue),
-            // Whoever asked was refused a mode that is not there; the others are one so far.
-            Command::Checkpoint { operation, dir, mode: _, stop } => (Ok(()), self.checkpoint(operation, dir, stop)),
+            Command::Checkpoint { operation, dir, mode, stop } => {
+                (Ok(()), self.checkpoint(operation, Wanted { dir, mode, stop })?)
+            }
         };
         reply.send(outcome);
         Ok(next)
@@ -193,11 +199,16 @@ impl Life<'_> {
                 return Ok(Next::End(ExitStatus::Failed));
             }
             Asked::PowerOff => self.press_power_button()?,
-            _ if self.deadline.is_some() => say("checkpoint: the VM is ending; there is nothing left to capture"),
-            Asked::Checkpoint => return Ok(self.checkpoint_now(false)),
-            Asked::CheckpointAndStop => return Ok(self.checkpoint_now(true)),
+            _ if self.is_ending() => say("checkpoint: the VM is ending; there is nothing left to capture"),
+            Asked::Checkpoint => return self.checkpoint_now(false),
+            Asked::CheckpointAndStop => return self.checkpoint_now(true),
         }
         Ok(Next::Continue)
+    }
+
+    /// The guest was asked to power off.
+    pub(super) fn is_ending(&self) -> bool {
+        self.deadline.is_some()
     }
 
     fn pause(&mut self) -> Result<()> {

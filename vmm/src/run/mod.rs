@@ -8,6 +8,7 @@
 //! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
 
 mod checkpoints;
+mod finisher;
 mod main_loop;
 mod restore;
 mod session;

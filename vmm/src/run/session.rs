@@ -13,7 +13,10 @@ use ckvmm_net::Tap;
 use ckvmm_snapshot::Store;
 use uuid::Uuid;
 
-use super::verification::Verification;
+use super::{
+    finisher::{Finished, Finisher},
+    verification::Verification,
+};
 use crate::{
     api::{BoundSocket, Server},
     boot::{self, Shape},
@@ -48,6 +51,8 @@ pub(super) enum Event {
     Leave,
     /// The image that the VM runs from is damaged.
     Corrupt(String),
+    /// A checkpoint has been finished.
+    Checkpoint(Box<Finished>),
 }
 
 /// Where a VM's life began.
@@ -74,6 +79,11 @@ pub(super) struct Session {
     pub(super) verification: Verification,
     /// Number of the machine that runs.
     pub(super) machine: AtomicU64,
+    pub(super) finisher: Finisher,
+    /// The finisher has a checkpoint.
+    pub(super) writing: bool,
+    /// After the checkpoint that is being made one more, with which the VM ends.
+    pub(super) then_stop: bool,
 }
 
 impl Session {
@@ -96,8 +106,23 @@ impl Session {
         deliver(signals, &shared, &sender);
         let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
         sweep(&store);
-        let (machine, verification) = (AtomicU64::new(0), Verification::done());
-        Ok(Session { config, state, disks, store, origin, shared, events, sender, server, verification, machine })
+        let finisher = Finisher::start(sender.clone())?;
+        Ok(Session {
+            config,
+            state,
+            disks,
+            store,
+            origin,
+            shared,
+            events,
+            sender,
+            server,
+            verification: Verification::done(),
+            machine: AtomicU64::new(0),
+            finisher,
+            writing: false,
+            then_stop: false,
+        })
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.

@@ -88,7 +88,7 @@ impl Verification {
             Ok(ExitStatus::Success | ExitStatus::GuestCrashed) | Err(Error::Guest { .. }) => {}
             other => return other,
         }
-        if !self.wait(|| ends_now(events))? {
+        if !self.wait(|| end_is_asked_for(events))? {
             say(
                 "the checkpoint that the guest ran from was not compared with its digests to the end; see ckvmm verify",
             );
@@ -103,13 +103,18 @@ impl Verification {
 }
 
 /// Whether somebody asks for the end at once.
-fn ends_now(events: &Receiver<Event>) -> bool {
-    events.try_iter().any(|event| match event {
+fn end_is_asked_for(events: &Receiver<Event>) -> bool {
+    events.try_iter().any(ends_now)
+}
+
+/// Whether this event asks for the end at once.
+pub(super) fn ends_now(event: Event) -> bool {
+    match event {
         Event::Leave | Event::Signal(Asked::PowerOff) => true,
         Event::Request(Request { command: Command::PowerOff { force: true }, reply }) => {
             reply.send(Ok(()));
             true
         }
-        Event::Request(_) | Event::Signal(_) | Event::Machine(..) | Event::Corrupt(_) => false,
-    })
+        Event::Request(_) | Event::Signal(_) | Event::Machine(..) | Event::Corrupt(_) | Event::Checkpoint(_) => false,
+    }
 }

@@ -19,12 +19,12 @@ mod space;
 mod storage;
 mod vectored;
 
-use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use ckvmm_snapshot::LiveDisk;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -52,7 +52,7 @@ pub struct BlkConfig {
     /// Names the disk in messages; its first 20 bytes are the serial number that the guest sees.
     pub id: String,
     /// A raw image, or a block device. Its size is that of the disk for good.
-    pub file: File,
+    pub disk: Arc<LiveDisk>,
     /// The guest may not write.
     pub read_only: bool,
 }
@@ -97,7 +97,8 @@ impl Blk {
     /// # Errors
     /// The file's size cannot be had or is not a multiple of 512; no threads.
     pub fn new(config: BlkConfig) -> Result<Self> {
-        let BlkConfig { id, mut file, read_only } = config;
+        let BlkConfig { id, disk, read_only } = config;
+        let mut file = disk.file();
         let failed = |what, source| Error::Disk { id: id.clone(), what, source };
         let kind = file.metadata().map_err(|source| failed("examine it", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -109,7 +110,7 @@ impl Blk {
             return Err(Error::DiskSize { id, bytes });
         }
         let geometry = Geometry { sectors: bytes / SECTOR_BYTES, read_only };
-        Self::with_storage(id, geometry, Box::new(FileStorage::new(file)))
+        Self::with_storage(id, geometry, Box::new(FileStorage::new(disk)))
     }
 
     fn with_storage(id: String, geometry: Geometry, storage: Box<dyn Storage>) -> Result<Self> {

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use ckvmm_snapshot::LiveDisk;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
@@ -30,14 +32,14 @@ pub(super) trait Storage: Send + Sync {
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
 }
 
-/// A raw file or a block device.
+/// A raw file or a block device, which a checkpoint may be capturing: every change is announced before it is made.
 pub(super) struct FileStorage {
-    file: File,
+    disk: Arc<LiveDisk>,
 }
 
 impl FileStorage {
-    pub(super) fn new(file: File) -> Self {
-        Self { file }
+    pub(super) fn new(disk: Arc<LiveDisk>) -> Self {
+        Self { disk }
     }
 
     /// `false`: neither the file system nor the device can do it.
@@ -47,7 +49,8 @@ impl FileStorage {
             return Ok(true);
         }
         loop {
-            match fallocate(&self.file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, bytes as i64) {
+            match fallocate(self.disk.file(), flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, bytes as i64)
+            {
                 Ok(()) => return Ok(true),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV) => return Ok(false),
@@ -59,30 +62,33 @@ impl FileStorage {
 
 impl Storage for FileStorage {
     fn read(&self, ram: &GuestRam, data: &Segments, offset: u64) -> (u64, io::Result<()>) {
-        vectored::read(&self.file, ram, data, offset)
+        vectored::read(self.disk.file(), ram, data, offset)
     }
 
     fn write(&self, ram: &GuestRam, data: &Segments, offset: u64) -> (u64, io::Result<()>) {
-        vectored::write(&self.file, ram, data, offset)
+        self.disk.before_change(offset..offset + data.bytes());
+        vectored::write(self.disk.file(), ram, data, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.disk.file().sync_data()
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.disk.before_change(range.offset..range.offset + range.bytes);
         // Where there are no holes, to keep the old data is a discard too.
         self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, range).map(|_| ())
     }
 
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
+        self.disk.before_change(range.offset..range.offset + range.bytes);
         if unmap && self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, range)? {
             return Ok(());
         }
         if self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, range)? {
             return Ok(());
         }
-        write_zeroes_by_hand(&self.file, range)
+        write_zeroes_by_hand(self.disk.file(), range)
     }
 }
 

@@ -4,6 +4,7 @@ mod in_flight;
 mod requests;
 
 use std::any::Any;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -90,6 +91,7 @@ impl Storage for Gated {
 struct Bench {
     rig: Rig,
     file: File,
+    live: Arc<LiveDisk>,
     gate: Arc<Gate>,
     flushes: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
@@ -113,9 +115,10 @@ fn bench(read_only: bool) -> Bench {
 
 fn idle(read_only: bool) -> Bench {
     let file = new_file();
+    let live = live(file.try_clone().unwrap());
     let (gate, flushes, broken) = (Arc::<Gate>::default(), Arc::default(), Arc::default());
     let storage = Gated {
-        file: FileStorage::new(file.try_clone().unwrap()),
+        file: FileStorage::new(Arc::clone(&live)),
         gate: gate.clone(),
         flushes: Arc::clone(&flushes),
         broken: Arc::clone(&broken),
@@ -123,7 +126,7 @@ fn idle(read_only: bool) -> Bench {
     let geometry = Geometry { sectors: SECTORS, read_only };
     let blk = Blk::with_storage("disk-with-a-name-of-more-than-20".into(), geometry, Box::new(storage)).unwrap();
     let counters = blk.counters();
-    Bench { rig: Rig::new(Box::new(blk)), file, gate, flushes, broken, counters }
+    Bench { rig: Rig::new(Box::new(blk)), file, live, gate, flushes, broken, counters }
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -232,6 +235,10 @@ impl Specimen for BlkSpecimen {
 
 virtio_laws!(BlkSpecimen);
 
+fn live(file: File) -> Arc<LiveDisk> {
+    Arc::new(LiveDisk::new(file))
+}
+
 fn config(file: File) -> BlkConfig {
-    BlkConfig { id: "root".into(), file, read_only: false }
+    BlkConfig { id: "root".into(), disk: live(file), read_only: false }
 }

@@ -291,7 +291,8 @@ fn uplinks_paths_and_times() {
     refused("/checkpoint/every", json!("1ms"), &format!("checkpoint.every: out of range; {every}"));
     refused("/checkpoint/every", json!("60"), &format!("checkpoint.every: \"60\" has no unit of time; {every}"));
     refused("/checkpoint/every", json!(60), &format!("checkpoint.every: 60 does not fit; {every}"));
-    refused("/checkpoint/mode", json!("fork"), "checkpoint.mode: \"fork\" is not there yet; give \"auto\" or \"stop\"");
+    let modes = "give \"auto\", \"fork\" or \"stop\"";
+    refused("/checkpoint/mode", json!("spoon"), &format!("checkpoint.mode: \"spoon\" does not fit; {modes}"));
     assert!(error_with("/stop_timeout", json!("25h")).starts_with("stop_timeout: longer than a day; "));
 }
 

@@ -1,5 +1,6 @@
 //! What a disk answers to each request.
 
+use ckvmm_snapshot::{Progress, StagedImage};
 use proptest::prelude::*;
 
 use super::*;
@@ -250,5 +251,25 @@ proptest! {
         let file: Vec<u8> = (0..sectors).flat_map(|n| bench.sector(sector + n)).collect();
         prop_assert_eq!(&file, &expected);
         prop_assert_eq!(bench.rig.bytes(data, bytes as usize), expected);
+    }
+}
+
+#[test]
+fn what_a_request_changes_is_captured_before() {
+    for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        let mut bench = bench(false);
+        let store = tempfile::tempdir().unwrap();
+        let mut staged = StagedImage::create(&store.path().join("image")).unwrap();
+        staged.prepare_disk("root", &bench.live).unwrap();
+        staged.cut_disks();
+        // Whole blocks of the file system, so that they can become a hole.
+        let (data, bytes) = if kind == VIRTIO_BLK_T_OUT { (vec![0x77; 4096], 4096) } else { (range(8, 8, 0), 16) };
+        bench.rig.put(BUFFER, &data);
+        assert_eq!(bench.request(kind, 8, &[Piece::Out(BUFFER, bytes)]).0, OK);
+        assert_ne!(bench.sector(9), [9; 512], "{kind} changes the disk");
+        staged.finish_disks(&Progress::new()).unwrap();
+        let staging = std::fs::read_dir(store.path()).unwrap().next().unwrap().unwrap().path();
+        let captured = std::fs::read(staging.join("disks/root")).unwrap();
+        assert_eq!(captured[9 * 512..10 * 512], [9; 512], "{kind}: as it was at the cut");
     }
 }

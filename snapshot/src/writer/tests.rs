@@ -1,0 +1,114 @@
+//! The writer with real processes; the fault layer only to stop one at a chosen step.
+
+use std::fs;
+
+use nix::sys::signal::kill;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::fault::{Fault, with};
+use crate::limits::CHUNK_BYTES;
+
+const MEMORY: u64 = 4 * CHUNK_BYTES;
+
+/// Four chunks, the second of them zero, each of the others with a number of its own.
+fn guest() -> GuestMemoryMmap {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("memory");
+    for chunk in [0, 2, 3] {
+        memory.write_obj(chunk + 1, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("write");
+    }
+    memory
+}
+
+fn forked(memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {
+    let path = directory.path().join("memory");
+    let prepared = PreparedWriter::new(memory, files::create(&path).expect("file"), path).expect("prepares");
+    prepared.fork(memory).expect("forks")
+}
+
+#[test]
+fn what_is_written_is_memory_as_it_was_at_the_fork() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    let writer = forked(&memory, &directory);
+    for chunk in 0..4 {
+        memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("the guest goes on");
+    }
+    let progress = Progress::new();
+    let (file, map) = writer.wait(&progress).expect("writes");
+    assert_eq!(progress.bytes_total(), MEMORY);
+
+    let path = directory.path().join("whole");
+    let whole = files::create(&path).expect("file");
+    let named = crate::sparse::Named { file: &whole, path: &path };
+    let expected = memory::write(&guest(), named, &Progress::new()).expect("writes");
+    assert_eq!(map, expected);
+    assert_eq!(fs::read(directory.path().join("memory")).expect("memory"), fs::read(path).expect("whole"));
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("metadata"));
+    assert!(blocks * 512 < MEMORY, "zeros are holes");
+}
+
+#[test]
+fn a_failure_to_write_has_its_reason() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    // 0: create, 1: set_len, and the child's three writes.
+    for at in 2..5 {
+        std::fs::remove_file(directory.path().join("memory")).ok();
+        let fault = Fault::FailInChild(at, libc::ENOSPC);
+        let (result, _) = with(fault, || forked(&memory, &directory).wait(&Progress::new()));
+        let error = result.expect_err("no room");
+        assert!(matches!(&error, Error::NoSpace { wanted: MEMORY, .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_writer_that_is_killed_is_an_error() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    let (result, _) = with(Fault::Hang(2), || {
+        let writer = forked(&memory, &directory);
+        kill(writer.child.pid, Signal::SIGKILL).expect("it is there");
+        writer.wait(&Progress::new())
+    });
+    let error = result.expect_err("killed");
+    assert!(error.to_string().contains("the writer was killed"), "{error}");
+}
+
+#[test]
+fn a_writer_that_nobody_wants_any_more_is_gone() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    let cancelled = Progress::new();
+    cancelled.cancel();
+    for waits in [true, false] {
+        fs::remove_file(directory.path().join("memory")).ok();
+        let (pid, _) = with(Fault::Hang(2), || {
+            let writer = forked(&memory, &directory);
+            let pid = writer.child.pid;
+            if waits {
+                assert!(matches!(writer.wait(&cancelled), Err(Error::Cancelled)));
+            }
+            pid
+        });
+        assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH), "reaped");
+    }
+}
+
+#[test]
+fn the_writer_holds_nothing_of_its_parent() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    with(Fault::Hang(2), || {
+        let writer = forked(&memory, &directory);
+        let proc = PathBuf::from(format!("/proc/{}", writer.child.pid));
+        // It settles before its first write, at which it hangs.
+        let descriptors = || fs::read_dir(proc.join("fd")).expect("it lives").count();
+        while descriptors() > 1 || fs::read_to_string(proc.join("oom_score_adj")).expect("it lives") != "1000\n" {
+            std::thread::yield_now();
+        }
+        let kept: Vec<_> = fs::read_dir(proc.join("fd")).expect("it lives").flatten().collect();
+        assert_eq!(fs::read_link(kept[0].path()).expect("a link"), directory.path().join("memory"));
+        assert_eq!(fs::read_to_string(proc.join("comm")).expect("it lives"), "ckvmm-writer\n");
+    });
+}

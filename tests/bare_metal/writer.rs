@@ -1,0 +1,156 @@
+//! The process that writes guest RAM while the guest goes on: what becomes of guest and checkpoint when it dies, when
+//! its VM does, and when the VM is to end meanwhile.
+//!
+//! The tests stop it with SIGSTOP: so whatever happens, happens while it writes.
+
+use std::fs;
+
+use ckvmm_tests::{
+    LIMIT,
+    bare_metal::{self, Home},
+    process::Ckvmm,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{guest, picture};
+
+/// RAM that takes long enough to write for a test to find its writer.
+const JOB: &str = "job=write seed=3 mib=256 hot=16";
+
+fn boot(home: &Home) -> Ckvmm {
+    home.boot(&guest::config("linux", "320MiB", JOB))
+}
+
+/// A writer that has been stopped. It goes on when this goes.
+struct Stopped(Pid);
+
+impl Stopped {
+    /// Asks for a checkpoint and stops the process that writes it.
+    fn begin(vm: &Ckvmm) -> Stopped {
+        vm.signal(Signal::SIGUSR1);
+        let children = format!("/proc/{0}/task/{0}/children", vm.pid());
+        let pid = loop {
+            let children = fs::read_to_string(&children).expect("the VM is there");
+            if let Some(pid) = children.split_whitespace().next() {
+                break Pid::from_raw(pid.parse().expect("a number"));
+            }
+            std::thread::yield_now();
+        };
+        kill(pid, Signal::SIGSTOP).expect("it writes");
+        Stopped(pid)
+    }
+
+    /// False once it has ended, even if nobody has asked how.
+    fn lives(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0));
+        stat.is_ok_and(|stat| !stat.contains("(ckvmm-writer) Z"))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have been killed.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn a_killed_writer_costs_the_checkpoint_and_nothing_else() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut vm = boot(&home);
+    let writer = Stopped::begin(&vm);
+    bare_metal::goes_on(&mut vm);
+    kill(writer.0, Signal::SIGKILL).unwrap();
+    let line = vm.messages.expect("checkpoint: ", LIMIT);
+    assert!(line.contains("the writer was killed") && line.ends_with("; the guest goes on"), "{line}");
+    assert_eq!(home.names("checkpoints"), [""; 0], "nothing is left of it");
+    bare_metal::goes_on(&mut vm);
+    picture::check(&bare_metal::checkpoint(&vm));
+}
+
+#[test]
+fn a_writer_does_not_outlive_its_vm() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let vm = boot(&home);
+    let writer = Stopped::begin(&vm);
+    vm.kill9();
+    while writer.lives() {
+        std::thread::yield_now();
+    }
+    let left = home.names("checkpoints");
+    assert!(left.iter().all(|name| name.starts_with(".STAGING-")), "{left:?}");
+    let mut vm = boot(&home);
+    assert_eq!(home.names("checkpoints"), [""; 0], "swept at the next start");
+    bare_metal::goes_on(&mut vm);
+}
+
+#[test]
+fn checkpoint_and_stop_comes_after_the_checkpoint_that_is_being_written() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut vm = boot(&home);
+    let writer = Stopped::begin(&vm);
+    vm.signal(Signal::SIGUSR1);
+    vm.messages.expect("this signal makes no second one", LIMIT);
+    vm.signal(Signal::SIGUSR2);
+    bare_metal::goes_on(&mut vm);
+    drop(writer);
+    let (first, second) = (bare_metal::committed(&vm), bare_metal::committed(&vm));
+    assert_eq!(vm.wait(LIMIT), 85);
+    assert_eq!((&first, &second), (&home.checkpoint(1), &home.checkpoint(2)));
+    let (first, second) = (picture::check(&first), picture::check(&second));
+    assert!(second.steps > first.steps, "the guest went on between them");
+}
+
+#[test]
+fn a_vm_that_ends_waits_for_its_checkpoint_unless_it_is_asked_again() {
+    if guest::skipped() {
+        return;
+    }
+    for asked_again in [false, true] {
+        let home = Home::in_memory();
+        let mut vm = boot(&home);
+        let writer = Stopped::begin(&vm);
+        vm.type_bytes(b"q");
+        vm.messages.expect("the checkpoint is still being written", LIMIT);
+        if asked_again {
+            vm.signal(Signal::SIGTERM);
+            vm.messages.expect("checkpoint: cancelled", LIMIT);
+        }
+        drop(writer);
+        assert_eq!(vm.wait(LIMIT), 0);
+        let names = home.names("checkpoints");
+        if asked_again {
+            assert_eq!(names, [""; 0]);
+        } else {
+            picture::check(&home.checkpoint(1));
+        }
+    }
+}
+
+#[test]
+fn the_guest_s_time_goes_on_while_its_checkpoint_is_written_and_its_memory_does_not_reach_it() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut vm = boot(&home);
+    let writer = Stopped::begin(&vm);
+    let later = guest::steps(&mut vm);
+    // All of the hot set is written again before the writer goes on.
+    while guest::steps(&mut vm) < later + (16 << 20) / 8 {}
+    drop(writer);
+    let header = picture::check(&bare_metal::committed(&vm));
+    assert!(header.steps < later, "{} steps: of the instant of the cut, not of {later}", header.steps);
+}

@@ -1,0 +1,77 @@
+//! The thread on which checkpoints are finished while the guest runs: one at a time, in the order they were begun.
+
+use std::{
+    sync::mpsc::{self, Sender},
+    thread,
+};
+
+use ckvmm_snapshot::Progress;
+
+use super::{session::Event, verification::Verification};
+use crate::{
+    checkpoint::Begun,
+    error::{Error, Result},
+    operations::{CheckpointDone, Running},
+};
+
+/// A checkpoint whose last part is still to be done.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    pub(super) begun: Begun,
+    pub(super) operation: Running,
+    /// It is to be one of the numbered ones.
+    pub(super) in_store: bool,
+    /// Of what the guest runs from.
+    pub(super) verification: Verification,
+}
+
+/// A checkpoint that is made, or not.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) operation: Running,
+    pub(super) in_store: bool,
+    pub(super) made: Result<CheckpointDone>,
+}
+
+impl Unfinished {
+    /// Writes what is still to be written, and commits.
+    pub(super) fn finish(self) -> Finished {
+        let Unfinished { begun, operation, in_store, verification } = self;
+        let progress = operation.progress();
+        let made = begun.finish(progress, || is_sound(&verification, progress));
+        Finished { operation, in_store, made }
+    }
+}
+
+/// What was restored from a damaged image is not to live on under new digests.
+fn is_sound(verification: &Verification, progress: &Progress) -> Result<()> {
+    match verification.wait(|| progress.is_cancelled())? {
+        true => Ok(()),
+        false => Err(ckvmm_snapshot::Error::Cancelled.into()),
+    }
+}
+
+/// The thread. It ends when this is gone and its work done.
+#[derive(Debug)]
+pub(super) struct Finisher(Sender<Unfinished>);
+
+impl Finisher {
+    /// Starts the thread, which tells `events` of each checkpoint that it has finished.
+    pub(super) fn start(events: Sender<Event>) -> Result<Self> {
+        let (sender, work) = mpsc::channel::<Unfinished>();
+        let run = move || {
+            for unfinished in work {
+                // A main loop that has ended needs no word of it.
+                drop(events.send(Event::Checkpoint(Box::new(unfinished.finish()))));
+            }
+        };
+        thread::Builder::new().name("checkpoint".into()).spawn(run).map_err(Error::os("starting a thread"))?;
+        Ok(Finisher(sender))
+    }
+
+    /// Hands one over.
+    pub(super) fn finish(&self, unfinished: Unfinished) {
+        // The thread lives as long as this does: it ends only when the channel is closed.
+        self.0.send(unfinished).expect("the thread does not panic");
+    }
+}
