@@ -28,6 +28,7 @@ mod sparse;
 mod staged;
 mod staging_dir;
 mod store;
+mod untouched;
 mod wire;
 mod writer;
 

@@ -25,6 +25,7 @@ use crate::files;
 use crate::limits::{CHUNK_BYTES, PIECE_BYTES, RUNS_MAX};
 use crate::progress::{Phase, Progress};
 use crate::sparse::Named;
+use crate::untouched::Untouched;
 
 /// What an error says was being done.
 pub(crate) const WRITING: &str = "write guest memory to it";
@@ -40,13 +41,14 @@ pub(crate) fn file_bytes(regions: &[Region]) -> u64 {
 }
 
 /// Writes guest RAM to the new, empty file `to`, chunk by chunk in order. Zero chunks stay holes.
-pub(crate) fn write(memory: &GuestMemoryMmap, to: Named<'_>, progress: &Progress) -> Result<ChunkMap> {
+pub(crate) fn write(memory: &GuestMemoryMmap, mapped: &[Run], to: Named<'_>, progress: &Progress) -> Result<ChunkMap> {
     let regions = lay_out(memory)?;
     let mut map = ChunkMap::for_memory(regions.clone());
     let file_bytes = file_bytes(&regions);
     files::set_len(to.file, to.path, file_bytes)?;
     progress.begin(Phase::Memory, regions.iter().map(|region| region.bytes).sum());
-    let mut writer = ChunkWriter::new();
+    let mut writer = ChunkWriter::new(mapped);
+    writer.begin();
     for planned in plan(&regions) {
         let chunk = writer
             .write(memory, &planned, to.file)
@@ -90,18 +92,35 @@ pub(crate) fn plan(regions: &[Region]) -> impl Iterator<Item = PlannedChunk> {
 pub(crate) struct ChunkWriter {
     piece: Box<[u8]>,
     digester: ChunkDigester,
+    untouched: Untouched,
 }
 
 impl ChunkWriter {
-    pub(crate) fn new() -> Self {
-        ChunkWriter { piece: vec![0; PIECE_BYTES].into_boxed_slice(), digester: ChunkDigester::new() }
+    /// `mapped` are the runs of RAM, ascending, over which a file is mapped.
+    pub(crate) fn new(mapped: &[Run]) -> Self {
+        ChunkWriter {
+            piece: vec![0; PIECE_BYTES].into_boxed_slice(),
+            digester: ChunkDigester::new(),
+            untouched: Untouched::new(mapped),
+        }
+    }
+
+    /// To be called in the process that writes.
+    pub(crate) fn begin(&mut self) {
+        self.untouched.begin();
     }
 
     /// Digests a chunk and writes those of its pieces that are not zero.
     pub(crate) fn write(&mut self, memory: &GuestMemoryMmap, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
+        self.untouched.look(memory, planned);
         let mut done = 0;
         while done < planned.guest_bytes {
             let count = (planned.guest_bytes - done).min(PIECE_BYTES as u64) as usize;
+            if self.untouched.is(done, count) {
+                self.digester.zeros(count as u64);
+                done += count as u64;
+                continue;
+            }
             let piece = &mut self.piece[..count];
             let slice = memory
                 .get_slice(GuestAddress(planned.guest_address + done), count)

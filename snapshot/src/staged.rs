@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::IMAGE_FILE_BYTES_MAX;
 use crate::manifest::FileEntry;
-use crate::memory;
+use crate::memory::{self, Run};
 use crate::names;
 use crate::progress::{Phase, Progress};
 use crate::saved::StateMap;
@@ -144,14 +144,15 @@ impl StagedImage {
     }
 
     /// Writes guest RAM and its map; returns how many bytes were in chunks that are not zero. The guest stands still
-    /// meanwhile. Unless it succeeds the image has no memory and cannot be committed.
+    /// meanwhile. `mapped` are the runs of RAM, ascending, over which a file is mapped; all else is anonymous, and what
+    /// was never touched there is not read. Unless it succeeds the image has no memory and cannot be committed.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`].
-    pub fn write_memory(&mut self, memory: &GuestMemoryMmap, progress: &Progress) -> Result<u64> {
+    pub fn write_memory(&mut self, memory: &GuestMemoryMmap, mapped: &[Run], progress: &Progress) -> Result<u64> {
         let path = self.directory.join(names::MEMORY);
         let file = files::create(&path)?;
-        let map = memory::write(memory, Named { file: &file, path: &path }, progress)?;
+        let map = memory::write(memory, mapped, Named { file: &file, path: &path }, progress)?;
         self.record_memory(file, &map)
     }
 
@@ -161,13 +162,13 @@ impl StagedImage {
         Ok(map.data_bytes())
     }
 
-    /// Prepares a child process that is to write guest RAM and its map.
+    /// Prepares a child process that is to write guest RAM and its map; `mapped` as in [`StagedImage::write_memory`].
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`], [`Error::Writer`].
-    pub fn prepare_writer(&mut self, memory: &GuestMemoryMmap) -> Result<PreparedWriter> {
+    pub fn prepare_writer(&mut self, memory: &GuestMemoryMmap, mapped: &[Run]) -> Result<PreparedWriter> {
         let path = self.directory.join(names::MEMORY);
-        PreparedWriter::new(memory, files::create(&path)?, path)
+        PreparedWriter::new(memory, mapped, files::create(&path)?, path)
     }
 
     /// Waits for the child that was forked from what [`StagedImage::prepare_writer`] made; else as

@@ -67,7 +67,7 @@ fn an_image_is_committed_only_if_it_is_complete() {
     staged.write_state(&common::small_state()).expect("state");
     let cancelled = Progress::new();
     cancelled.cancel();
-    assert!(matches!(staged.write_memory(&common::small_ram(), &cancelled), Err(Error::Cancelled)));
+    assert!(matches!(staged.write_memory(&common::small_ram(), &[], &cancelled), Err(Error::Cancelled)));
     assert_eq!(incomplete(staged), "memory");
     let mut staged = create();
     common::fill(&mut staged).expect("fills");
@@ -89,7 +89,7 @@ fn cancelling_ends_each_long_operation() {
     let mut staged = StagedImage::create(&store.path().join("000002")).expect("create");
     common::capture_disk(&mut staged, "root", &common::small_disk()).expect("captures");
     assert!(matches!(staged.finish_disks(&cancelled), Err(Error::Cancelled)));
-    assert!(matches!(staged.write_memory(&common::small_ram(), &cancelled), Err(Error::Cancelled)));
+    assert!(matches!(staged.write_memory(&common::small_ram(), &[], &cancelled), Err(Error::Cancelled)));
     drop(staged);
     assert_eq!(common::names_in(store.path()), ["000001", "latest"]);
 }

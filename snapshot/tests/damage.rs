@@ -188,7 +188,7 @@ fn files_of_another_checkpoint_are_refused() {
     let progress = Progress::new();
     let ram = common::small_ram();
     vm_memory::Bytes::write_obj(&ram, 1_u8, vm_memory::GuestAddress(0)).expect("in RAM");
-    staged.write_memory(&ram, &progress).expect("memory");
+    staged.write_memory(&ram, &[], &progress).expect("memory");
     staged.write_state(&StateMap::new()).expect("state");
     common::capture_disk(&mut staged, "root", &common::sparse_file(20_000, &[(0, b"x")])).expect("captures");
     staged.finish_disks(&progress).expect("digests");

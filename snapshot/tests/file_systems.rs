@@ -103,7 +103,7 @@ fn a_full_file_system_fails_the_checkpoint_and_nothing_else() {
     let create = || StagedImage::create(&target).expect("there is room to begin");
     let progress = Progress::new();
 
-    let error = create().write_memory(&busy_ram(32 * MIB), &progress).expect_err("no room for memory");
+    let error = create().write_memory(&busy_ram(32 * MIB), &[], &progress).expect_err("no room for memory");
     no_space(error, "memory", 32 * MIB);
     assert_eq!(common::names_in(mount.path()), [""; 0], "dropped, it gives the room back");
 

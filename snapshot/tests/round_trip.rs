@@ -96,7 +96,7 @@ fn zero_memory_takes_no_space() {
     let mut staged = StagedImage::create(&store.path().join("a")).expect("create");
     staged.write_state(&common::small_state()).expect("state");
     let progress = Progress::new();
-    assert_eq!(staged.write_memory(&ram, &progress).expect("memory"), 3 * CHUNK);
+    assert_eq!(staged.write_memory(&ram, &[], &progress).expect("memory"), 3 * CHUNK);
     assert_eq!((progress.bytes_done(), progress.bytes_total()), (64 << 20, 64 << 20));
     let path = staged.commit(common::head()).expect("commits");
     let image = Image::open(&path).expect("opens");
@@ -195,7 +195,7 @@ fn memory_that_is_not_whole_pages_is_refused() {
     let store = tempfile::tempdir().expect("directory");
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 5000)]).expect("RAM");
     let mut staged = StagedImage::create(&store.path().join("a")).expect("create");
-    let error = staged.write_memory(&ram, &Progress::new()).expect_err("not whole pages");
+    let error = staged.write_memory(&ram, &[], &Progress::new()).expect_err("not whole pages");
     assert!(matches!(error, Error::Memory { .. }), "{error}");
 }
 

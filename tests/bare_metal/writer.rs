@@ -3,7 +3,7 @@
 //!
 //! The tests stop it with SIGSTOP: so whatever happens, happens while it writes.
 
-use std::fs;
+use std::{fs, time::Instant};
 
 use ckvmm_tests::{
     LIMIT,
@@ -28,17 +28,16 @@ fn boot(home: &Home) -> Ckvmm {
 struct Stopped(Pid);
 
 impl Stopped {
-    /// Asks for a checkpoint and stops the process that writes it.
+    /// Asks for a checkpoint and stops the process that writes it, once it has settled and has its name.
     fn begin(vm: &Ckvmm) -> Stopped {
         vm.signal(Signal::SIGUSR1);
         let children = format!("/proc/{0}/task/{0}/children", vm.pid());
-        let pid = loop {
+        let pid = soon("a writer", || {
             let children = fs::read_to_string(&children).expect("the VM is there");
-            if let Some(pid) = children.split_whitespace().next() {
-                break Pid::from_raw(pid.parse().expect("a number"));
-            }
-            std::thread::yield_now();
-        };
+            let pid = children.split_whitespace().next()?;
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (name == "ckvmm-writer\n").then(|| Pid::from_raw(pid.parse().expect("a number")))
+        });
         kill(pid, Signal::SIGSTOP).expect("it writes");
         Stopped(pid)
     }
@@ -54,6 +53,18 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         // It may have been killed.
         let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// What `look` finds, for which there is no event to wait for.
+fn soon<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        match look() {
+            Some(found) => return found,
+            None => assert!(begun.elapsed() < LIMIT, "{what} does not come"),
+        }
+        std::thread::yield_now();
     }
 }
 
@@ -83,9 +94,7 @@ fn a_writer_does_not_outlive_its_vm() {
     let vm = boot(&home);
     let writer = Stopped::begin(&vm);
     vm.kill9();
-    while writer.lives() {
-        std::thread::yield_now();
-    }
+    soon("the end of the writer", || (!writer.lives()).then_some(()));
     let left = home.names("checkpoints");
     assert!(left.iter().all(|name| name.starts_with(".STAGING-")), "{left:?}");
     let mut vm = boot(&home);

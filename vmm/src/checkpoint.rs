@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! begin    prepare │ drain, pause │ state, fork (or write), cut the disks │ resume
-//! finish   writer, disks │ digests │ commit                    while the guest runs
+//! finish   disks, writer │ commit                              while the guest runs
 //! ```
 //!
 //! A checkpoint that fails leaves nothing, and the machine as it was.
 
 use std::time::{Duration, Instant};
 
-use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, StagedImage};
+use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, StagedImage, StateMap};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -60,8 +60,15 @@ impl Writer {
 #[derive(Debug)]
 pub struct Begun {
     staged: StagedImage,
-    memory: Memory,
+    captured: Captured,
     head: ManifestHead,
+}
+
+/// What was taken from the machine while it stood still.
+#[derive(Debug)]
+struct Captured {
+    state: StateMap,
+    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -79,15 +86,15 @@ pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progres
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
     let writer = match plan.writer {
         Writer::Stop => None,
-        Writer::Fork => Some(staged.prepare_writer(machine.ram())?),
+        Writer::Fork => Some(staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?),
     };
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
     let ran = machine.is_running();
     let (created, stopped) = (Timestamp::now(), Instant::now());
-    let memory = machine.pause().and_then(|paused| capture(&paused, &mut staged, writer, progress));
-    if ran && (memory.is_err() || !plan.stay_paused) {
+    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, writer, progress));
+    if ran && (captured.is_err() || !plan.stay_paused) {
         machine.resume()?;
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
@@ -102,7 +109,7 @@ pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progres
         pause_us: micros(pause),
         started,
     };
-    Ok(Begun { staged, memory: memory?, head })
+    Ok(Begun { staged, captured: captured?, head })
 }
 
 /// What happens while the guest stands still.
@@ -111,14 +118,15 @@ fn capture(
     staged: &mut StagedImage,
     writer: Option<PreparedWriter>,
     progress: &Progress,
-) -> Result<Memory> {
-    staged.write_state(&paused.save()?)?;
+) -> Result<Captured> {
+    let state = paused.save()?;
+    let ram = paused.ram();
     let memory = match writer {
-        Some(writer) => Memory::Forked(writer.fork(paused.ram())?),
-        None => Memory::Written { bytes: staged.write_memory(paused.ram(), progress)? },
+        Some(writer) => Memory::Forked(writer.fork(ram.memory())?),
+        None => Memory::Written { bytes: staged.write_memory(ram.memory(), ram.mapped(), progress)? },
     };
     staged.cut_disks();
-    Ok(memory)
+    Ok(Captured { state, memory })
 }
 
 impl Begun {
@@ -127,12 +135,14 @@ impl Begun {
     /// # Errors
     /// If it cannot be written, or was cancelled; nothing of it is left then.
     pub fn finish(self, progress: &Progress, sound: impl FnOnce() -> Result<()>) -> Result<CheckpointDone> {
-        let Begun { mut staged, memory, head } = self;
+        let Begun { mut staged, captured: Captured { state, memory }, head } = self;
+        staged.write_state(&state)?;
+        // The writer is at work meanwhile, and the sooner the disks are captured the fewer writes have to wait for it.
+        staged.finish_disks(progress)?;
         let written_bytes = match memory {
             Memory::Written { bytes } => bytes,
             Memory::Forked(writer) => staged.finish_memory(writer, progress)?,
         };
-        staged.finish_disks(progress)?;
         sound()?;
         let (id, pause_us, started) = (staged.id(), head.pause_us, head.started);
         let dir = staged.commit(head)?;

@@ -10,7 +10,7 @@
 //! until the child has given the page back.
 //!
 //! Invariants: the child comes from a process of many threads, so it takes no lock and allocates nothing; all that it
-//! needs is prepared. It keeps no descriptor but the memory file's: not KVM's, or the machine of a dead VMM would live
+//! needs is prepared. It keeps no descriptor of its parent but the memory file's: not KVM's, or the machine of a dead VMM would live
 //! on, and not a lock's. It does not outlive its parent. It is reaped before its results are read.
 
 mod child;
@@ -29,7 +29,7 @@ use self::results::Results;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::memory::{self, ChunkWriter};
+use crate::memory::{self, ChunkWriter, Run};
 use crate::progress::{Phase, Progress};
 
 /// All that a child needs to write guest RAM; made while the guest still runs.
@@ -55,13 +55,13 @@ struct Target {
 }
 
 impl PreparedWriter {
-    /// Prepares to write `memory` to the new, empty file `file`.
-    pub(crate) fn new(memory: &GuestMemoryMmap, file: File, path: PathBuf) -> Result<Self> {
+    /// Prepares to write `memory`, over which a file is mapped in the runs `mapped`, to the new, empty file `file`.
+    pub(crate) fn new(memory: &GuestMemoryMmap, mapped: &[Run], file: File, path: PathBuf) -> Result<Self> {
         let regions = memory::lay_out(memory)?;
         let file_bytes = memory::file_bytes(&regions);
         files::set_len(&file, &path, file_bytes)?;
         let results = Results::new(chunk_ranges(file_bytes).count()).map_err(no_writer)?;
-        Ok(PreparedWriter { target: Target { file, path, regions, results }, chunks: ChunkWriter::new() })
+        Ok(PreparedWriter { target: Target { file, path, regions, results }, chunks: ChunkWriter::new(mapped) })
     }
 
     /// Forks the child, which begins at once. `memory` must not change before this returns.
@@ -78,6 +78,7 @@ impl PreparedWriter {
 impl Target {
     /// The child's work; the exit status.
     fn write(&self, memory: &GuestMemoryMmap, chunks: &mut ChunkWriter) -> i32 {
+        chunks.begin();
         for (index, planned) in memory::plan(&self.regions).enumerate() {
             match chunks.write(memory, &planned, &self.file) {
                 Ok(chunk) => self.results.put(index, chunk, planned.guest_bytes),

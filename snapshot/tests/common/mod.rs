@@ -89,7 +89,7 @@ pub fn capture_disk(staged: &mut StagedImage, id: &str, disk: &File) -> Result<A
 pub fn fill(staged: &mut StagedImage) -> Result<()> {
     let progress = Progress::new();
     staged.write_state(&small_state())?;
-    staged.write_memory(&small_ram(), &progress)?;
+    staged.write_memory(&small_ram(), &[], &progress)?;
     capture_disk(staged, "root", &small_disk())?;
     staged.finish_disks(&progress)
 }

@@ -9,6 +9,7 @@
 pub mod board;
 pub mod events;
 pub mod exits;
+pub mod huge_pages;
 pub mod io_thread;
 pub mod kvm;
 pub mod ram;
@@ -16,7 +17,6 @@ pub mod vcpu;
 
 use std::sync::Arc;
 
-use ckvmm_devices::GuestRam;
 use ckvmm_snapshot::{LiveDisk, StateMap};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -24,6 +24,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use self::{
     board::{Assembled, Backends, Board},
     events::Notify,
+    huge_pages::Collapser,
     io_thread::IoThread,
     ram::Ram,
     vcpu::Vcpus,
@@ -42,6 +43,7 @@ use crate::{
 
 /// A machine. Fields are dropped in their order: threads first, RAM last.
 pub struct Machine {
+    collapser: Option<Collapser>,
     vcpus: Vcpus,
     io: IoThread,
     board: Board,
@@ -74,7 +76,7 @@ impl Machine {
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers)?;
         let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
-        Ok(Machine { vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false, frozen: None })
+        Ok(Machine { collapser: None, vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false, frozen: None })
     }
 
     /// Stops the machine (if it runs) and gives access to what only a machine at rest has.
@@ -82,6 +84,7 @@ impl Machine {
     /// # Errors
     /// If a device does not come to rest; the machine then runs on.
     pub fn pause(&mut self) -> Result<Paused<'_>> {
+        self.collapser = None;
         if self.running {
             self.io.park();
             if let Err(error) = self.board.drain() {
@@ -124,6 +127,15 @@ impl Machine {
         self.running
     }
 
+    /// Makes huge pages again of those that were split while a writer had them too, beside the running guest.
+    ///
+    /// # Errors
+    /// If the host has no thread for it.
+    pub fn collapse_huge_pages(&mut self) -> Result<()> {
+        self.collapser = Some(Collapser::start(self.ram.memory())?);
+        Ok(())
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.board.press_power_button();
@@ -135,8 +147,8 @@ impl Machine {
     }
 
     /// Guest RAM.
-    pub fn ram(&self) -> &GuestRam {
-        self.ram.memory()
+    pub fn ram(&self) -> &Ram {
+        &self.ram
     }
 
     /// The CPUID of the first vCPU: what another host's processor must have.
@@ -227,8 +239,8 @@ impl Paused<'_> {
     }
 
     /// Guest RAM, which does not change while this lives.
-    pub fn ram(&self) -> &GuestRam {
-        self.machine.ram.memory()
+    pub fn ram(&self) -> &Ram {
+        &self.machine.ram
     }
 }
 

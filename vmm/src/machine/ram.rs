@@ -25,6 +25,8 @@ const HUGE_PAGE: usize = 2 << 20;
 pub struct Ram {
     memory: GuestRam,
     regions: Vec<Arc<GuestRegionMmap<()>>>,
+    /// Where an image's file is mapped.
+    mapped: Vec<Run>,
 }
 
 impl Ram {
@@ -39,7 +41,7 @@ impl Ram {
             .collect::<Result<Vec<_>>>()?;
         let memory = GuestRam::from_arc_regions(regions.clone())
             .map_err(|error| Error::Ram { bytes, source: io::Error::other(error) })?;
-        Ok(Ram { memory, regions })
+        Ok(Ram { memory, regions, mapped: Vec::new() })
     }
 
     /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero.
@@ -47,9 +49,10 @@ impl Ram {
     /// # Errors
     /// If the image is of a machine with another address map, or a mapping fails.
     pub fn from_image(image: &MemoryImage, bytes: u64) -> Result<Self> {
-        let ram = Self::zeroed(bytes)?;
-        for run in image.data_runs() {
-            ram.map_run(image, &run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+        let mut ram = Self::zeroed(bytes)?;
+        ram.mapped = image.data_runs();
+        for run in &ram.mapped {
+            ram.map_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
         Ok(ram)
     }
@@ -57,6 +60,11 @@ impl Ram {
     /// The memory as devices and loaders see it.
     pub fn memory(&self) -> &GuestRam {
         &self.memory
+    }
+
+    /// The runs of RAM, ascending, over which the file of an image is mapped; all else is anonymous.
+    pub fn mapped(&self) -> &[Run] {
+        &self.mapped
     }
 
     fn map_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {

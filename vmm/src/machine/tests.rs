@@ -34,7 +34,7 @@ fn machine(vcpus: u32, ram: u64) -> Machine {
 /// A machine that is about to run [`CLOCK_READER`].
 fn with_clock_reader(vcpus: u32) -> Machine {
     let mut machine = machine(vcpus, RAM);
-    machine.ram().write_slice(&CLOCK_READER, GuestAddress(CODE)).unwrap();
+    machine.ram().memory().write_slice(&CLOCK_READER, GuestAddress(CODE)).unwrap();
     machine.pause().unwrap().set_entry(Entry::Linux(CODE)).unwrap();
     machine
 }
@@ -216,7 +216,7 @@ fn time_that_passes(policy: ClockPolicy, gap: Duration) -> Passed {
     thread::sleep(gap);
     let begun = Instant::now();
     to.resume().unwrap();
-    let ram = to.ram().clone();
+    let ram = to.ram().memory().clone();
     let seen = || ram.read_obj::<u64>(GuestAddress(FIRST_TSC)).unwrap();
     while seen() == 0 && begun.elapsed() < Duration::from_secs(60) {
         thread::yield_now();
@@ -279,10 +279,10 @@ fn the_largest_number_of_vcpus_is_built_saved_and_restored() {
 fn is_saved_and_restored(bytes: u64) {
     let last = GuestAddress(layout::MMIO_GAP_END + bytes - layout::MMIO_GAP_START - 8);
     let mut from = machine(1, bytes);
-    from.ram().write_obj(7u64, last).unwrap();
+    from.ram().memory().write_obj(7u64, last).unwrap();
     disturb(&from);
     let saved = save(&mut from);
-    assert_eq!(from.ram().read_obj::<u64>(last).unwrap(), 7);
+    assert_eq!(from.ram().memory().read_obj::<u64>(last).unwrap(), 7);
     drop(from);
     let mut to = machine(1, bytes);
     restore(&mut to, saved.clone()).unwrap();

@@ -102,6 +102,9 @@ impl Life<'_> {
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
         self.session.checkpointed(finished);
+        if let Err(error) = self.machine.collapse_huge_pages() {
+            tracing::warn!(%error, "the next pause may be longer");
+        }
         self.after_checkpoint()
     }
 
