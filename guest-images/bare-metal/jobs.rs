@@ -6,8 +6,8 @@ use crate::{fail, power_off, ram_mib};
 
 /// Steps between two looks at the TSC.
 const STEPS_A_LOOK: u64 = 256;
-/// TSC ticks between two looks at the serial line, some 20 ms: a look may be an exit to the VMM.
-const TICKS_A_POLL: u64 = 1 << 26;
+/// TSC ticks between two looks at the serial line if `poll=` says nothing, some 20 ms: a look may be an exit to the VMM.
+pub const TICKS_A_POLL: u64 = 1 << 26;
 
 /// `job=write`, `job=pagefill`, `job=time`.
 pub fn memory(name: &str, boot: &Boot) -> ! {
@@ -19,7 +19,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
         _ => Job::Time,
     };
     let (seed, mib) = (get("seed", 1), get("mib", 16));
-    let period = get("period", 0);
+    let (period, poll) = (get("period", 0), get("poll", TICKS_A_POLL));
     let burst = get("burst", if period == 0 { STEPS_A_LOOK } else { 1 });
     let (bytes, hot) = match job {
         Job::Write => (mib << 20, get("hot", mib) << 20),
@@ -33,7 +33,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     let Some(arena) = place(boot, bytes, high) else {
         fail(format_args!("{mib} MiB are not free in one piece of RAM"));
     };
-    let mut account = Account::open(Header {
+    let mut account = Account::open(poll, Header {
         magic: MAGIC,
         version: VERSION,
         job: job as u32,
@@ -82,6 +82,8 @@ pub struct Account {
     arena: u64,
     last_tsc: u64,
     last_poll: u64,
+    /// TSC ticks between two looks at the serial line.
+    poll: u64,
 }
 
 /// Reads and writes of one field, where and when they stand.
@@ -101,10 +103,10 @@ macro_rules! set_field {
 
 impl Account {
     /// Fills the header in, its magic number last.
-    pub fn open(header: Header) -> Self {
+    pub fn open(poll: u64, header: Header) -> Self {
         let now = tsc();
         let (magic, arena) = (header.magic, header.arena);
-        let account = Self { header: HEADER_ADDRESS as *mut Header, arena, last_tsc: now, last_poll: now };
+        let account = Self { header: HEADER_ADDRESS as *mut Header, arena, last_tsc: now, last_poll: now, poll };
         // SAFETY: as above.
         unsafe { account.header.write_volatile(Header { magic: [0; 8], first_tsc: now, last_tsc: now, ..header }) };
         set_field!(account, magic, magic);
@@ -167,7 +169,7 @@ impl Account {
         }
         set_field!(self, now, last_tsc);
         self.last_tsc = now;
-        if now.wrapping_sub(self.last_poll) >= TICKS_A_POLL {
+        if now.wrapping_sub(self.last_poll) >= self.poll {
             self.last_poll = now;
             self.serve();
         }

@@ -6,6 +6,7 @@
 //! job=write seed=N mib=N hot=N   fills N MiB with a sequence, then rewrites the first hot=N MiB of them for ever
 //!           burst=N period=N     N steps each `period` TSC ticks, then rests; period=0 (default): without rest
 //!           at=high              the arena in the highest RAM, not in the lowest
+//!           poll=N               looks at the serial line every N TSC ticks (2^26)
 //! job=pagefill seed=N mib=N      fills and does nothing more
 //! job=time                       looks at the TSC only
 //! job=echo                       sends back what comes in on the serial line

@@ -1,7 +1,7 @@
 //! `job=registers`: the CPU's registers hold what is found nowhere else. They are filled, the CPU counts down for some
 //! milliseconds (when a checkpoint will find it), and then they are compared; again and again with other values.
 
-use crate::jobs::Account;
+use crate::jobs::{Account, TICKS_A_POLL};
 use crate::machine::{Boot, has_avx};
 use crate::model::{Header, MAGIC, VERSION, value};
 use crate::{panicked, ram_mib};
@@ -96,7 +96,7 @@ hold_registers:
 pub fn watch(boot: &Boot) -> ! {
     let avx = has_avx();
     let width = if avx { 4 } else { 2 };
-    let mut account = Account::open(Header { magic: MAGIC, version: VERSION, ..Header::EMPTY });
+    let mut account = Account::open(TICKS_A_POLL, Header { magic: MAGIC, version: VERSION, ..Header::EMPTY });
     say!("ready job=registers protocol={} ram_mib={} avx={}", boot.protocol(), ram_mib(boot), u8::from(avx));
     for pass in 0u64.. {
         let wanted = Registers {
