@@ -66,7 +66,7 @@ impl Life<'_> {
             return Ok(Next::Continue);
         }
         let finished = unfinished.finish();
-        if self.session.checkpointed(finished) {
+        if self.session.checkpointed(finished, "; the guest goes on") {
             return Ok(Next::End(ExitStatus::Checkpointed));
         }
         if ran {
@@ -101,7 +101,7 @@ impl Life<'_> {
 
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
-        self.session.checkpointed(finished);
+        self.session.checkpointed(finished, "; the guest goes on");
         if let Err(error) = self.machine.collapse_huge_pages() {
             tracing::warn!(%error, "the next pause may be longer");
         }
@@ -129,8 +129,8 @@ fn writer(mode: CheckpointMode, stop: bool) -> Writer {
 }
 
 impl Session {
-    /// Says how a checkpoint went; true if it is made. One that failed changes nothing.
-    fn checkpointed(&mut self, Finished { operation, in_store, made }: Finished) -> bool {
+    /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
+    fn checkpointed(&mut self, Finished { operation, in_store, made }: Finished, then: &str) -> bool {
         self.writing = false;
         match made {
             Ok(done) => {
@@ -152,7 +152,7 @@ impl Session {
             }
             Err(error) => {
                 let error = error.to_string();
-                let line = format!("checkpoint: {}; the guest goes on", error.trim_start_matches("checkpoint: "));
+                let line = format!("checkpoint: {}{then}", error.trim_start_matches("checkpoint: "));
                 operation.fail(error);
                 say(&line);
                 false
@@ -175,7 +175,7 @@ impl Session {
         while self.writing {
             // This session holds a sender: there is always a next event, of the finisher if of nobody else.
             match self.events.recv() {
-                Ok(Event::Checkpoint(finished)) => drop(self.checkpointed(*finished)),
+                Ok(Event::Checkpoint(finished)) => drop(self.checkpointed(*finished, "; the VM has ended")),
                 Ok(event) => {
                     if ends_now(event) {
                         self.shared.operations().cancel_running();
