@@ -74,3 +74,56 @@ fn collapse(ram: &GuestRam, stop: &AtomicBool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::machine::ram::Ram;
+
+    const BYTES: usize = 4 * HUGE_PAGE;
+
+    /// KiB in huge pages of the mapping at `address`.
+    fn huge_kib(address: usize) -> usize {
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| {
+            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+            let parse = |hex: &str| usize::from_str_radix(hex, 16).ok();
+            let range = range.and_then(|(start, end)| Some(parse(start)?..parse(end)?));
+            !range.is_some_and(|range| range.contains(&address))
+        });
+        let line = lines.find(|line| line.starts_with("AnonHugePages:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn split_pages_become_huge_again_and_keep_their_content() {
+        let ram = Ram::zeroed(BYTES as u64).unwrap();
+        let memory = ram.memory();
+        let address = memory.iter().next().unwrap().as_ptr() as usize;
+        // SAFETY: no bytes at all: it asks only whether the kernel knows this advice.
+        if unsafe { libc::madvise(address as *mut libc::c_void, 0, libc::MADV_COLLAPSE) } != 0 {
+            eprintln!("skipped: this kernel has no MADV_COLLAPSE (Linux 6.1)");
+            return;
+        }
+        let content: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8 | 1).collect();
+        memory.write_slice(&content, GuestAddress(0)).unwrap();
+        for page in [0, 2] {
+            let at = page * HUGE_PAGE + 4096;
+            // SAFETY: one page of the mapping goes, which splits the huge page around it; it is written again below.
+            unsafe { libc::madvise((address + at) as *mut libc::c_void, 4096, libc::MADV_DONTNEED) };
+            memory.write_slice(&content[at..at + 4096], GuestAddress(at as u64)).unwrap();
+        }
+        assert!(huge_kib(address) <= 2 * HUGE_PAGE / 1024, "two are split");
+        collapse(memory, &AtomicBool::new(true));
+        assert!(huge_kib(address) <= 2 * HUGE_PAGE / 1024, "told to stop");
+        collapse(memory, &AtomicBool::new(false));
+        assert_eq!(huge_kib(address), BYTES / 1024);
+        let mut found = vec![0; BYTES];
+        memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+        assert!(found == content);
+    }
+}
