@@ -56,9 +56,6 @@ pub enum CommandError {
     /// Not now: HTTP 409.
     #[error("{0}")]
     Conflict(String),
-    /// Not like this: HTTP 400.
-    #[error("{0}")]
-    Invalid(String),
     /// It went wrong: HTTP 500.
     #[error("{0}")]
     Failed(String),

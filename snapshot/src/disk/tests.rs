@@ -37,6 +37,15 @@ fn capture(disk: &LiveDisk, directory: &tempfile::TempDir) -> Arc<Capture> {
     Arc::new(capture)
 }
 
+/// A disk that is being captured into a directory.
+fn cut() -> (Arc<LiveDisk>, Vec<u8>, Arc<Capture>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("directory");
+    let (disk, content) = disk();
+    let capture = capture(&disk, &directory);
+    disk.begin(&capture);
+    (disk, content, capture, directory)
+}
+
 fn captured(capture: &Capture) -> Vec<u8> {
     let mut found = vec![0; BYTES as usize];
     capture.file().file.read_exact_at(&mut found, 0).expect("read");
@@ -52,10 +61,7 @@ fn change(disk: &LiveDisk, start: u64, bytes: &[u8]) {
 #[test]
 fn the_image_has_the_disk_as_it_was_at_the_cut_whoever_writes() {
     for round in 0..20_u64 {
-        let directory = tempfile::tempdir().expect("directory");
-        let (disk, content) = disk();
-        let capture = capture(&disk, &directory);
-        disk.begin(&capture);
+        let (disk, content, capture, _directory) = cut();
         thread::scope(|scope| {
             for writer in 1..=4_u64 {
                 let disk = &disk;
@@ -98,10 +104,7 @@ fn a_write_captures_its_clusters_and_no_more() {
 
 #[test]
 fn a_capture_that_fails_holds_nobody_up_and_says_why() {
-    let directory = tempfile::tempdir().expect("directory");
-    let (disk, _) = disk();
-    let capture = capture(&disk, &directory);
-    disk.begin(&capture);
+    let (disk, _, capture, _directory) = cut();
     let (_, steps) = with(Fault::Fail(0, libc::ENOSPC), || change(&disk, 0, b"the guest goes on"));
     assert_eq!(steps.len(), 1, "the copy that failed: {steps:?}");
     change(&disk, CLUSTER_BYTES, b"and on");
@@ -113,10 +116,7 @@ fn a_capture_that_fails_holds_nobody_up_and_says_why() {
 
 #[test]
 fn a_cancelled_sweep_ends_and_later_changes_pass() {
-    let directory = tempfile::tempdir().expect("directory");
-    let (disk, _) = disk();
-    let capture = capture(&disk, &directory);
-    disk.begin(&capture);
+    let (disk, _, capture, _directory) = cut();
     let progress = Progress::new();
     progress.cancel();
     assert!(matches!(capture.sweep(&progress), Err(Error::Cancelled)));

@@ -27,7 +27,6 @@ impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
         let status = match error {
             CommandError::Conflict(_) => StatusCode::CONFLICT,
-            CommandError::Invalid(_) => StatusCode::BAD_REQUEST,
             CommandError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CommandError::Gone => StatusCode::SERVICE_UNAVAILABLE,
         };
