@@ -28,7 +28,7 @@ use crate::limits::{CHUNK_BYTES, IMAGE_FILE_BYTES_MAX, PAGE_BYTES, REGIONS_MAX};
 use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"CKVMMMAP";
-const MAP_FORMAT_VERSION: u32 = 1;
+const MAP_FORMAT_VERSION: u16 = 1;
 const HEADER_BYTES: u64 = 40;
 const REGION_BYTES: u64 = 24;
 const DIGEST_BYTES: u64 = 32;
@@ -145,7 +145,7 @@ impl ChunkMap {
         debug_assert_eq!(self.is_data.len() as u64, chunk_count(self.file_bytes), "every chunk was pushed");
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&MAP_FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&u32::from(MAP_FORMAT_VERSION).to_le_bytes());
         out.extend_from_slice(&(CHUNK_BYTES as u32).to_le_bytes());
         out.extend_from_slice(&self.file_bytes.to_le_bytes());
         out.extend_from_slice(&(self.regions.len() as u32).to_le_bytes());

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::NAME_TRIES_MAX;
-use crate::manifest::{FORMAT_VERSION, Manifest, ManifestHead};
+use crate::manifest::{Manifest, ManifestHead};
 use crate::names;
 use crate::staged::{StagedImage, Target, write_all};
 use crate::store::Store;
@@ -33,6 +33,7 @@ impl StagedImage {
         self.write_manifest(head)?;
         let path = self.publish()?;
         self.committed = true;
+        self.disks.values_mut().for_each(|disk| disk.committed = true);
         if names::is_numbered(&path) {
             // Only a hint: a checkpoint that is durable has not failed for want of it.
             let _ = Store::new(&self.parent).point_latest_at(&path);
@@ -53,6 +54,7 @@ impl StagedImage {
         for (name, written) in &self.written {
             files::sync(&written.file, &self.directory.join(name))?;
         }
+        self.sync_links()?;
         let disks = self.directory.join(names::DISKS);
         if disks.symlink_metadata().is_ok() {
             files::sync_dir(&disks)?;
@@ -62,8 +64,9 @@ impl StagedImage {
 
     fn write_manifest(&self, head: ManifestHead) -> Result<()> {
         let ManifestHead { name, lineage, parent, created, mode, config, host, pause_us, started } = head;
+        let files = self.entries();
         let manifest = Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: Manifest::format_version(&files),
             ckvmm_version: env!("CARGO_PKG_VERSION").to_owned(),
             id: self.id,
             lineage,
@@ -76,7 +79,7 @@ impl StagedImage {
             memory_bytes: self.memory_bytes,
             pause_us,
             duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            files: self.written.iter().map(|(name, written)| (name.clone(), written.entry)).collect(),
+            files,
         };
         let temporary = self.directory.join(names::MANIFEST_TEMPORARY);
         let bytes = manifest.encode()?;

@@ -26,16 +26,24 @@ pub(crate) fn make_copy(from: Named<'_>, bytes: u64, to: &Path) -> Result<CopyMe
 }
 
 fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Result<()>) -> Result<CopyMethod> {
+    make_with(to, |file| {
+        let method = sparse::clone_or_copy(from, Named { file, path: to }, bytes)?;
+        settle(file)?;
+        Ok(method)
+    })
+}
+
+/// Makes the file `to` with what `fill` puts into it. Its name is durable.
+pub(crate) fn make_with<T>(to: &Path, fill: impl FnOnce(&File) -> Result<T>) -> Result<T> {
     let file = files::create(to)?;
-    let fill = || {
-        let method = sparse::clone_or_copy(from, Named { file: &file, path: to }, bytes)?;
-        settle(&file)?;
+    let make = || {
+        let filled = fill(&file)?;
         let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
         files::sync_dir(parent.unwrap_or(Path::new(".")))?;
-        Ok(method)
+        Ok(filled)
     };
     // The first error is the one that counts.
-    fill().inspect_err(|_| drop(files::remove(to)))
+    make().inspect_err(|_| drop(files::remove(to)))
 }
 
 #[cfg(test)]

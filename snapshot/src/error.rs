@@ -87,8 +87,8 @@ pub enum Error {
         path: PathBuf,
         /// Version in the file.
         found: u64,
-        /// Version that this build reads.
-        reads: u32,
+        /// Versions that this build reads.
+        reads: Versions,
     },
     /// A file of the image is not what ckvmm writes.
     #[error("{}: damaged: {why}; use another checkpoint", path.display())]
@@ -158,6 +158,14 @@ pub enum Error {
         why: String,
         /// What to do.
         mend: &'static str,
+    },
+    /// The checkpoint that a new one builds on cannot be read.
+    #[error("{}: cannot be built on: {source}; the next checkpoint will be a full one", path.display())]
+    Base {
+        /// Its directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
     },
     /// The operation was cancelled through its [`Progress`](crate::Progress).
     #[error("checkpoint: cancelled")]
@@ -253,6 +261,13 @@ pub struct Versions {
     pub newest: u16,
 }
 
+impl Versions {
+    /// One version and no other.
+    pub(crate) fn only(version: u16) -> Versions {
+        Versions { oldest: version, newest: version }
+    }
+}
+
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.oldest == self.newest {
@@ -291,7 +306,7 @@ impl Error {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Flaw {
     /// A header of another format version.
-    Version { found: u64, reads: u32 },
+    Version { found: u64, reads: Versions },
     /// Not what ckvmm writes.
     Broken(String),
 }

@@ -6,11 +6,13 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, copy_file_range, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, copy_file_range, renameat2};
+use nix::unistd::linkat;
 
 use crate::error::{Error, Result};
 #[cfg(test)]
@@ -152,6 +154,14 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
         }
         other => other.map_err(|source| Error::io(to, "rename to it", source)),
     }
+}
+
+/// Gives an open file one more name, if it has any still, on the same file system.
+pub(crate) fn link(file: &File, to: &Path) -> Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    step("link", to)
+        .and_then(|()| Ok(linkat(AT_FDCWD, Path::new(&open), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)?))
+        .map_err(|source| Error::io(to, "link it", source))
 }
 
 /// Makes a symbolic link.

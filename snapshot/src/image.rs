@@ -5,21 +5,21 @@
 //! is in use. Nothing here writes to the image.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::chunk_map::ChunkMap;
-use crate::copy;
 use crate::digest::{Digest, FileDigest};
 use crate::error::{Error, Flaw, Result};
 use crate::files;
+use crate::large::{LargeFile, LayerFile};
+use crate::layers::Layers;
 use crate::limits::{CHUNK_MAP_BYTES_MAX, STATE_BYTES_MAX};
 use crate::manifest::{FileEntry, Manifest};
 use crate::memory::MemoryImage;
 use crate::names;
 use crate::progress::{Phase, Progress};
 use crate::saved::StateMap;
-use crate::sparse::{ChunkReader, CopyMethod, Named};
+use crate::sparse::CopyMethod;
 
 /// A checkpoint whose manifest, state and maps are verified.
 #[derive(Debug)]
@@ -28,14 +28,7 @@ pub struct Image {
     manifest: Manifest,
     state: Option<StateMap>,
     memory: MemoryImage,
-    disks: BTreeMap<String, Disk>,
-}
-
-#[derive(Debug)]
-struct Disk {
-    file: File,
-    path: PathBuf,
-    map: ChunkMap,
+    disks: BTreeMap<String, LargeFile>,
 }
 
 impl Image {
@@ -50,20 +43,19 @@ impl Image {
         let manifest = Manifest::load(&path)?;
         let files = Files { directory: &path, manifest: &manifest };
         let state = files.small(names::STATE, STATE_BYTES_MAX, StateMap::parse)?;
-        let (file, map) = files.large(names::MEMORY)?;
-        let memory = MemoryImage { file, path: path.join(names::MEMORY), map };
+        let memory = MemoryImage(files.large(names::MEMORY)?);
         if memory.regions().is_empty() || memory.bytes() != manifest.memory_bytes {
             let why = "its regions are not the memory that the manifest states".to_owned();
             return Err(Error::Damaged { path: path.join(names::map_of(names::MEMORY)), why });
         }
         let mut disks = BTreeMap::new();
         for (name, id) in manifest.files.keys().filter_map(|name| Some((name, names::disk_id(name)?))) {
-            let (file, map) = files.large(name)?;
-            if !map.regions().is_empty() {
+            let disk = files.large(name)?;
+            if !disk.map.regions().is_empty() {
                 let why = "it has regions of memory".to_owned();
                 return Err(Error::Damaged { path: path.join(names::map_of(name)), why });
             }
-            disks.insert(id.to_owned(), Disk { file, path: path.join(name), map });
+            disks.insert(id.to_owned(), disk);
         }
         Ok(Image { path, manifest, state: Some(state), memory, disks })
     }
@@ -109,8 +101,18 @@ impl Image {
     /// `dst` is then not left behind.
     pub fn materialise_disk(&self, id: &str, dst: &Path) -> Result<CopyMethod> {
         let missing = || Error::Disk { id: id.to_owned(), why: "it is not in the checkpoint" };
-        let disk = self.disks.get(id).ok_or_else(missing)?;
-        copy::make_copy(Named { file: &disk.file, path: &disk.path }, disk.map.file_bytes(), dst)
+        self.disks.get(id).ok_or_else(missing)?.copy_to(dst)
+    }
+
+    /// The disk `id`, if it has one.
+    pub(crate) fn disk(&self, id: &str) -> Option<&LargeFile> {
+        self.disks.get(id)
+    }
+
+    /// Its large files with their names in the directory.
+    pub(crate) fn large_files(&self) -> impl Iterator<Item = (String, &LargeFile)> {
+        let disks = self.disks.iter().map(|(id, disk)| (names::disk(id), disk));
+        std::iter::once((names::MEMORY.to_owned(), &self.memory.0)).chain(disks)
     }
 
     /// Compares guest RAM and disks with their digests. May run on another thread while the image is used.
@@ -118,30 +120,10 @@ impl Image {
     /// # Errors
     /// [`Error::Digest`] names the first file and chunk that differ; [`Error::Cancelled`], [`Error::Io`].
     pub fn verify(&self, progress: &Progress) -> Result<()> {
-        let disks = self.disks.values().map(|disk| (&disk.file, disk.path.as_path(), &disk.map));
-        let all =
-            || std::iter::once((&self.memory.file, self.memory.path.as_path(), &self.memory.map)).chain(disks.clone());
-        progress.begin(Phase::Verify, all().map(|(_, _, map)| map.file_bytes()).sum());
-        all().try_for_each(|(file, path, map)| verify_file(Named { file, path }, map, progress))
+        let all = || std::iter::once(&self.memory.0).chain(self.disks.values());
+        progress.begin(Phase::Verify, all().map(|file| file.map.file_bytes()).sum());
+        all().try_for_each(|file| file.verify(progress))
     }
-}
-
-fn verify_file(from: Named<'_>, map: &ChunkMap, progress: &Progress) -> Result<()> {
-    check_length(from.file, from.path, map.file_bytes())?;
-    let mut reader = ChunkReader::new(from, map.file_bytes());
-    for (range, expected) in map.chunks() {
-        let (offset, bytes) = (range.start, range.end - range.start);
-        if reader.read(range)? != expected {
-            return Err(Error::Digest { path: from.path.to_path_buf(), offset, bytes });
-        }
-        progress.advance(bytes)?;
-    }
-    Ok(())
-}
-
-fn check_length(file: &File, path: &Path, expected: u64) -> Result<()> {
-    let found = file.metadata().map_err(|source| Error::io(path, "find its length", source))?.len();
-    if found == expected { Ok(()) } else { Err(Error::Size { path: path.to_path_buf(), expected, found }) }
 }
 
 /// The files of an image as its manifest lists them.
@@ -172,20 +154,32 @@ impl Files<'_> {
         parse(&bytes).map_err(|flaw| flaw.at(&path))
     }
 
-    /// Opens a large file, checks its length, and reads its map.
-    fn large(&self, name: &str) -> Result<(File, ChunkMap)> {
-        let path = self.directory.join(name);
+    /// Opens a large file with its layers, checks their lengths, and reads map and table.
+    fn large(&self, name: &str) -> Result<LargeFile> {
         let entry = self.entry(name)?;
         let map = self.small(&names::map_of(name), CHUNK_MAP_BYTES_MAX, ChunkMap::parse)?;
         if map.file_bytes() != entry.bytes {
             let why = format!("it is of a file of {} bytes, `{name}` has {}", map.file_bytes(), entry.bytes);
             return Err(Error::Damaged { path: self.directory.join(names::map_of(name)), why });
         }
+        let table = names::layers_of(name);
+        let layers = match self.manifest.files.contains_key(&table) {
+            true => self.small(&table, Layers::bytes_max(entry.bytes), |bytes| Layers::parse(bytes, entry.bytes))?,
+            false => Layers::single(),
+        };
+        let names = std::iter::once(name.to_owned()).chain(layers.ids().iter().map(|id| names::layer(name, *id)));
+        let files = names.map(|name| self.layer(&name)).collect::<Result<_>>()?;
+        Ok(LargeFile { map, layers, files })
+    }
+
+    fn layer(&self, name: &str) -> Result<LayerFile> {
+        let path = self.directory.join(name);
+        let expected = self.entry(name)?.bytes;
         let (file, found) = files::open(&path).map_err(|error| missing(error, &path))?;
-        if found != entry.bytes {
-            return Err(Error::Size { path, expected: entry.bytes, found });
+        if found != expected {
+            return Err(Error::Size { path, expected, found });
         }
-        Ok((file, map))
+        Ok(LayerFile { file, path })
     }
 }
 

@@ -8,6 +8,7 @@
 //! with a versioned [`Saved`] value.
 
 mod chunk_map;
+mod chunk_writer;
 mod commit;
 mod copy;
 mod digest;
@@ -17,10 +18,13 @@ mod error;
 mod fault;
 mod files;
 mod image;
+mod large;
+mod layers;
 pub mod limits;
 mod manifest;
 mod memory;
 mod names;
+mod pagemap;
 mod progress;
 mod reflink;
 mod saved;
@@ -28,7 +32,6 @@ mod sparse;
 mod staged;
 mod staging_dir;
 mod store;
-mod untouched;
 mod wire;
 mod writer;
 
@@ -38,8 +41,8 @@ pub use digest::{Chunk, Digest, FileDigest};
 pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};
 pub use image::Image;
-pub use manifest::{FORMAT_VERSION, FileEntry, Manifest, ManifestHead};
-pub use memory::{MemoryImage, Run};
+pub use manifest::{FORMAT_VERSIONS, FileEntry, Manifest, ManifestHead};
+pub use memory::{MemoryImage, RamPlan, Run};
 pub use progress::{Phase, Progress};
 pub use saved::{Saved, Snapshot, StateMap};
 pub use sparse::CopyMethod;

@@ -30,10 +30,14 @@ pub const REGIONS_MAX: usize = 64;
 /// Largest chunk map file, bytes: header, regions and 33 bytes a chunk of the largest image file.
 pub const CHUNK_MAP_BYTES_MAX: u64 = 40 + 24 * REGIONS_MAX as u64 + 33 * (IMAGE_FILE_BYTES_MAX / CHUNK_BYTES);
 
+/// Most layers that a large file of an image has beside the image's own. Each costs a few descriptors, and a name in
+/// the image's directory.
+pub const LAYERS_MAX: usize = 32;
+
 /// Guest RAM comes in units of this many bytes, the x86-64 base page.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Most runs that [`MemoryImage::data_runs`](crate::MemoryImage::data_runs) returns: each costs one mapping, and Linux
+/// Most runs that [`MemoryImage::plan`](crate::MemoryImage::plan) maps: each costs one mapping, and Linux
 /// allows a process 65530 (`vm.max_map_count`).
 pub const RUNS_MAX: usize = 16384;
 

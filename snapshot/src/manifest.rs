@@ -23,18 +23,19 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::digest::{Digest, FileDigest};
-use crate::error::{Error, Flaw, Result};
+use crate::error::{Error, Flaw, Result, Versions};
 use crate::files;
 use crate::limits::{IMAGE_FILE_BYTES_MAX, MANIFEST_BYTES_MAX, MANIFEST_FILES_MAX};
 use crate::names;
 
-/// Version of the image format that this build writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// Versions of the image format that this build reads. It writes the first that has what the image needs: 1, or 2 if it
+/// builds on other checkpoints.
+pub const FORMAT_VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// What a committed image says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT_VERSION`] of the writer.
+    /// One of [`FORMAT_VERSIONS`].
     pub format_version: u32,
     /// Version of the ckvmm that wrote it.
     pub ckvmm_version: String,
@@ -150,8 +151,9 @@ impl Manifest {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Manifest, Flaw> {
         let version: VersionOnly = serde_json::from_slice(bytes)
             .map_err(|source| Flaw::broken(format!("it is not a ckvmm manifest ({source})")))?;
-        if version.format_version != u64::from(FORMAT_VERSION) {
-            return Err(Flaw::Version { found: version.format_version, reads: FORMAT_VERSION });
+        let found = version.format_version;
+        if !(u64::from(FORMAT_VERSIONS.oldest)..=u64::from(FORMAT_VERSIONS.newest)).contains(&found) {
+            return Err(Flaw::Version { found, reads: FORMAT_VERSIONS });
         }
         check_seal(bytes)?;
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|source| Flaw::broken(source.to_string()))?;
@@ -159,10 +161,24 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The version that an image with these files has.
+    pub(crate) fn format_version(files: &BTreeMap<String, FileEntry>) -> u32 {
+        let builds_on_others = files.keys().any(|name| names::classify(name) == Some(names::FileKind::Layer));
+        if builds_on_others { 2 } else { 1 }
+    }
+
+    /// True if it builds on what other checkpoints wrote.
+    pub fn is_incremental(&self) -> bool {
+        Manifest::format_version(&self.files) > 1
+    }
+
     /// What needs no other file to be known: names, bounds, and that everything large has its map.
     fn check_files(&self) -> Result<(), Flaw> {
         if self.files.len() > MANIFEST_FILES_MAX {
             return Err(Flaw::broken(format!("it lists {} files", self.files.len())));
+        }
+        if self.format_version < Manifest::format_version(&self.files) {
+            return Err(Flaw::broken("it lists layers, which its format version does not have"));
         }
         for required in [names::STATE, names::MEMORY] {
             if !self.files.contains_key(required) {
@@ -179,6 +195,10 @@ impl Manifest {
                 (names::FileKind::Large, FileDigest::Chunks(digest)) => {
                     let map = self.files.get(&names::map_of(name));
                     map.is_some_and(|map| map.digest == FileDigest::Whole(digest))
+                }
+                (names::FileKind::Layer, digest @ FileDigest::Chunks(_)) => {
+                    let of = names::layer_of(name).and_then(|large| self.files.get(large));
+                    of.is_some_and(|large| large.digest == digest && large.bytes == entry.bytes)
                 }
                 (names::FileKind::Small, FileDigest::Whole(_)) => true,
                 _ => false,

@@ -5,30 +5,18 @@
 //!         |  region 0    |   (hole)   | region 1 |
 //! memory  |  region 0    | region 1 |       each region from a 2 MiB boundary on, holes where chunks are zero
 //! ```
-//!
-//! RAM is copied out of the guest 256 KiB at a time, and digest and write work on the copy, which is still in the
-//! core's cache: what is digested is what is written even if somebody wrote to that RAM meanwhile, no reference to
-//! memory that another thread may change ever exists, and it costs nothing that can be measured, since the time goes
-//! into bringing RAM to the core, which happens once.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
-use crate::digest::{Chunk, ChunkDigester};
-use crate::error::{Error, Result};
-use crate::files;
-use crate::limits::{CHUNK_BYTES, PIECE_BYTES, RUNS_MAX};
-use crate::progress::{Phase, Progress};
-use crate::sparse::Named;
-use crate::untouched::Untouched;
-
-/// What an error says was being done.
-pub(crate) const WRITING: &str = "write guest memory to it";
+use crate::chunk_map::{Region, chunk_ranges};
+use crate::digest::Chunk;
+use crate::error::Result;
+use crate::large::LargeFile;
+use crate::limits::{CHUNK_BYTES, RUNS_MAX};
 
 /// Where the regions of `memory` lie in a memory file.
 pub(crate) fn lay_out(memory: &GuestMemoryMmap) -> Result<Vec<Region>> {
@@ -38,25 +26,6 @@ pub(crate) fn lay_out(memory: &GuestMemoryMmap) -> Result<Vec<Region>> {
 /// Length of the memory file of `regions`.
 pub(crate) fn file_bytes(regions: &[Region]) -> u64 {
     regions.last().map_or(0, Region::file_end)
-}
-
-/// Writes guest RAM to the new, empty file `to`, chunk by chunk in order. Zero chunks stay holes.
-pub(crate) fn write(memory: &GuestMemoryMmap, mapped: &[Run], to: Named<'_>, progress: &Progress) -> Result<ChunkMap> {
-    let regions = lay_out(memory)?;
-    let mut map = ChunkMap::for_memory(regions.clone());
-    let file_bytes = file_bytes(&regions);
-    files::set_len(to.file, to.path, file_bytes)?;
-    progress.begin(Phase::Memory, regions.iter().map(|region| region.bytes).sum());
-    let mut writer = ChunkWriter::new(mapped);
-    writer.begin();
-    for planned in plan(&regions) {
-        let chunk = writer
-            .write(memory, &planned, to.file)
-            .map_err(|source| Error::io_wanting(to.path, WRITING, file_bytes, source))?;
-        map.push(chunk);
-        progress.advance(planned.guest_bytes)?;
-    }
-    Ok(map)
 }
 
 /// One chunk of a memory file and the RAM that goes there.
@@ -87,72 +56,21 @@ pub(crate) fn plan(regions: &[Region]) -> impl Iterator<Item = PlannedChunk> {
     })
 }
 
-/// Writes chunks of RAM. Once made it allocates nothing, takes no lock and touches only its arguments, so that it can
-/// also run in a process that was forked from a threaded one.
-pub(crate) struct ChunkWriter {
-    piece: Box<[u8]>,
-    digester: ChunkDigester,
-    untouched: Untouched,
-}
-
-impl ChunkWriter {
-    /// `mapped` are the runs of RAM, ascending, over which a file is mapped.
-    pub(crate) fn new(mapped: &[Run]) -> Self {
-        ChunkWriter {
-            piece: vec![0; PIECE_BYTES].into_boxed_slice(),
-            digester: ChunkDigester::new(),
-            untouched: Untouched::new(mapped),
-        }
-    }
-
-    /// To be called in the process that writes.
-    pub(crate) fn begin(&mut self) {
-        self.untouched.begin();
-    }
-
-    /// Digests a chunk and writes those of its pieces that are not zero.
-    pub(crate) fn write(&mut self, memory: &GuestMemoryMmap, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
-        self.untouched.look(memory, planned);
-        let mut done = 0;
-        while done < planned.guest_bytes {
-            let count = (planned.guest_bytes - done).min(PIECE_BYTES as u64) as usize;
-            if self.untouched.is(done, count) {
-                self.digester.zeros(count as u64);
-                done += count as u64;
-                continue;
-            }
-            let piece = &mut self.piece[..count];
-            let slice = memory
-                .get_slice(GuestAddress(planned.guest_address + done), count)
-                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            slice.copy_to(piece);
-            if self.digester.piece(piece) {
-                files::write_at(to, piece, planned.file.start + done)?;
-            }
-            done += count as u64;
-        }
-        self.digester.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
-        Ok(self.digester.finish())
-    }
-}
-
-/// Guest RAM of an open image: a file of checked length and its map. The content is not yet compared with its digests.
+/// Guest RAM of an open image. The content is not yet compared with its digests.
 #[derive(Debug)]
-pub struct MemoryImage {
-    pub(crate) file: File,
-    pub(crate) path: PathBuf,
-    pub(crate) map: ChunkMap,
-}
+pub struct MemoryImage(pub(crate) LargeFile);
 
-/// Consecutive bytes of guest RAM that lie in the memory file.
+/// Consecutive bytes of guest RAM that lie in one layer of the memory file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// Guest physical address of its first byte.
     pub guest_address: u64,
     /// Its length in bytes, a multiple of 4 KiB.
     pub bytes: u64,
-    /// Offset of its first byte in the memory file, a multiple of 2 MiB.
+    /// Offset of its first byte in the layer's file, a multiple of 4 KiB.
     pub file_offset: u64,
+    /// Which of the image's [`MemoryImage::layer`]s.
+    pub layer: usize,
 }
 
 impl Run {
@@ -160,23 +78,47 @@ impl Run {
     pub fn guest_end(&self) -> u64 {
         self.guest_address + self.bytes
     }
+
+    /// First offset of the file after it.
+    fn file_end(&self) -> u64 {
+        self.file_offset + self.bytes
+    }
+
+    /// True if `next` is in the guest what comes next after this.
+    fn is_before(&self, next: &Run) -> bool {
+        self.guest_end() == next.guest_address && self.file_end() == next.file_offset
+    }
+}
+
+/// How guest RAM comes from the files of an image: what is in neither list is zero.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RamPlan {
+    /// To be mapped, ascending, none across the border of two regions.
+    pub mapped: Vec<Run>,
+    /// To be read, over what was mapped.
+    pub read: Vec<Run>,
 }
 
 impl MemoryImage {
     /// The regions of guest RAM, ascending.
     pub fn regions(&self) -> &[Region] {
-        self.map.regions()
+        self.0.map.regions()
     }
 
-    /// The memory file, open for reading. It is at least as long as the last region needs and never changes; map it
+    /// The file of a layer, open for reading. It is at least as long as the last region needs and never changes; map it
     /// private.
-    pub fn file(&self) -> &File {
-        &self.file
+    pub fn layer(&self, layer: usize) -> &File {
+        &self.0.files[layer].file
     }
 
-    /// The path of the memory file, for messages.
+    /// The path of the image's own memory file, for messages.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
+    }
+
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.0.files.len()
     }
 
     /// Guest RAM, bytes.
@@ -186,34 +128,45 @@ impl MemoryImage {
 
     /// Bytes of RAM in chunks that hold data.
     pub fn data_bytes(&self) -> u64 {
-        self.map.data_bytes()
+        self.0.map.data_bytes()
     }
 
-    /// The runs that hold data, ascending, none across the border of two regions; everything else is zero. Runs next to
-    /// each other are one, and if there are still more than [`RUNS_MAX`], those with the least zeros between them are
-    /// made one.
-    pub fn data_runs(&self) -> Vec<Run> {
-        merge(runs(&self.map), RUNS_MAX)
+    /// How to make RAM of it: at most [`RUNS_MAX`] runs are mapped. Runs next to each other are one. If that does not
+    /// suffice, of a file without layers those with the least zeros between them are made one; else the shortest are
+    /// read.
+    pub fn plan(&self) -> RamPlan {
+        let runs = runs(&self.0);
+        if self.0.layers.is_single() {
+            return RamPlan { mapped: merge(runs, RUNS_MAX), read: Vec::new() };
+        }
+        read_the_shortest(runs, RUNS_MAX)
     }
 }
 
-/// Maximal runs of data chunks, each with the index of its region.
-fn runs(map: &ChunkMap) -> Vec<(usize, Run)> {
+/// Maximal runs of data, each with the index of its region.
+fn runs(file: &LargeFile) -> Vec<(usize, Run)> {
     let mut runs: Vec<(usize, Run)> = Vec::new();
-    for (planned, (_, chunk)) in plan(map.regions()).zip(map.chunks()) {
+    for (planned, (_, chunk)) in plan(file.map.regions()).zip(file.map.chunks()) {
         if chunk == Chunk::Zero {
             continue;
         }
-        let PlannedChunk { region, file, guest_address, guest_bytes } = planned;
-        match runs.last_mut() {
-            Some((same, last)) if *same == region && last.guest_end() == guest_address => last.bytes += guest_bytes,
-            _ => runs.push((region, Run { guest_address, bytes: guest_bytes, file_offset: file.start })),
+        let PlannedChunk { region, file: place, guest_address, guest_bytes } = planned;
+        for (layer, part) in file.layers.runs(place.start..place.start + guest_bytes) {
+            let guest_address = guest_address + (part.start - place.start);
+            let run = Run { guest_address, bytes: part.end - part.start, file_offset: part.start, layer };
+            match runs.last_mut() {
+                Some((same, last)) if *same == region && last.layer == layer && last.is_before(&run) => {
+                    last.bytes += run.bytes;
+                }
+                _ => runs.push((region, run)),
+            }
         }
     }
     runs
 }
 
-/// Closes the smallest gaps within regions until at most `most` runs are left, or no such gaps are.
+/// Closes the smallest gaps within regions until at most `most` runs are left, or no such gaps are: the file has zeros
+/// there.
 fn merge(runs: Vec<(usize, Run)>, most: usize) -> Vec<Run> {
     let excess = runs.len().saturating_sub(most);
     let mut gaps: Vec<(u64, usize)> = runs
@@ -235,17 +188,47 @@ fn merge(runs: Vec<(usize, Run)>, most: usize) -> Vec<Run> {
     merged
 }
 
+/// Takes the shortest runs out until at most `most` are left: what is mapped before one goes on below it, so that it
+/// splits no mapping, and it is read over that.
+fn read_the_shortest(runs: Vec<(usize, Run)>, most: usize) -> RamPlan {
+    let excess = runs.len().saturating_sub(most);
+    let mut by_length: Vec<(u64, usize)> =
+        runs.iter().enumerate().map(|(index, (_, run))| (run.bytes, index)).collect();
+    by_length.sort_unstable();
+    let mut is_read = vec![false; runs.len()];
+    by_length.iter().take(excess).for_each(|(_, index)| is_read[*index] = true);
+    let mut plan = RamPlan::default();
+    let mut region_of_last = None;
+    for ((region, run), is_read) in runs.into_iter().zip(is_read) {
+        let last = plan.mapped.last_mut().filter(|last| region_of_last == Some(region) && last.is_before(&run));
+        match last {
+            Some(last) if is_read || last.layer == run.layer => last.bytes += run.bytes,
+            _ if is_read => {}
+            _ => {
+                plan.mapped.push(run);
+                region_of_last = Some(region);
+            }
+        }
+        if is_read {
+            plan.read.push(run);
+        }
+    }
+    plan
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk_map::ChunkMap;
     use crate::digest::Digest;
+    use crate::layers::Layers;
 
-    fn map(ranges: &[(u64, u64)], is_data: impl Fn(usize) -> bool) -> ChunkMap {
+    fn file(ranges: &[(u64, u64)], is_data: impl Fn(usize) -> bool) -> LargeFile {
         let mut map = ChunkMap::for_memory(Region::lay_out(ranges.iter().copied()).expect("regions"));
         for index in 0..chunk_ranges(map.file_bytes()).count() {
             map.push(if is_data(index) { Chunk::Data(Digest([1; 32])) } else { Chunk::Zero });
         }
-        map
+        LargeFile { map, layers: Layers::single(), files: Vec::new() }
     }
 
     #[test]
@@ -270,16 +253,16 @@ mod tests {
     #[test]
     fn runs_end_with_their_region() {
         // Next to each other both in the guest and in the file, yet two mappings.
-        let found = merge(runs(&map(&[(0, 4 << 20), (4 << 20, 4 << 20)], |_| true)), RUNS_MAX);
+        let found = merge(runs(&file(&[(0, 4 << 20), (4 << 20, 4 << 20)], |_| true)), RUNS_MAX);
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0], Run { guest_address: 0, bytes: 4 << 20, file_offset: 0 });
-        assert_eq!(found[1], Run { guest_address: 4 << 20, bytes: 4 << 20, file_offset: 4 << 20 });
+        assert_eq!(found[0], Run { guest_address: 0, bytes: 4 << 20, file_offset: 0, layer: 0 });
+        assert_eq!(found[1], Run { guest_address: 4 << 20, bytes: 4 << 20, file_offset: 4 << 20, layer: 0 });
     }
 
     #[test]
     fn the_smallest_gaps_are_closed_first() {
         let data = [0, 2, 3, 7, 9, 20];
-        let runs = runs(&map(&[(0, 64 << 20)], |index| data.contains(&index)));
+        let runs = runs(&file(&[(0, 64 << 20)], |index| data.contains(&index)));
         let in_chunks = |most| -> Vec<(u64, u64)> {
             let merged = merge(runs.clone(), most);
             merged.iter().map(|run| (run.guest_address / CHUNK_BYTES, run.bytes / CHUNK_BYTES)).collect()
@@ -292,15 +275,43 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_runs_are_read_and_split_no_mapping() {
+        let run = |region, first: u64, chunks: u64, layer| {
+            let (guest_address, file_offset) = (first * CHUNK_BYTES, first * CHUNK_BYTES);
+            (region, Run { guest_address, bytes: chunks * CHUNK_BYTES, file_offset, layer })
+        };
+        // Layers by chunk, a dot for zeros: 0 0 0 1 0 0 . 2 1 1 | 1
+        let runs =
+            [run(0, 0, 3, 0), run(0, 3, 1, 1), run(0, 4, 2, 0), run(0, 7, 1, 2), run(0, 8, 2, 1), run(1, 10, 1, 1)];
+        let plan = |most| {
+            let RamPlan { mapped, read } = read_the_shortest(runs.to_vec(), most);
+            let brief = |runs: Vec<Run>| -> Vec<(u64, u64, usize)> {
+                runs.iter().map(|run| (run.file_offset / CHUNK_BYTES, run.bytes / CHUNK_BYTES, run.layer)).collect()
+            };
+            (brief(mapped), brief(read))
+        };
+        let all = vec![(0, 3, 0), (3, 1, 1), (4, 2, 0), (7, 1, 2), (8, 2, 1), (10, 1, 1)];
+        assert_eq!(plan(6), (all, vec![]));
+        let one_less = vec![(0, 6, 0), (7, 1, 2), (8, 2, 1), (10, 1, 1)];
+        assert_eq!(plan(5), (one_less, vec![(3, 1, 1)]), "what is below it is mapped on");
+        assert_eq!(
+            plan(4),
+            (vec![(0, 6, 0), (8, 2, 1), (10, 1, 1)], vec![(3, 1, 1), (7, 1, 2)]),
+            "after zeros: read alone"
+        );
+        assert_eq!(plan(3).0, [(0, 6, 0), (8, 2, 1)], "no mapping goes on into another region");
+    }
+
+    #[test]
     fn a_terabyte_of_every_other_chunk_stays_within_the_bound() {
-        let map = map(&[(0, 3 << 30), (4 << 30, 1021 << 30)], |index| index % 2 == 0);
-        let merged = merge(runs(&map), RUNS_MAX);
+        let file = file(&[(0, 3 << 30), (4 << 30, 1021 << 30)], |index| index % 2 == 0);
+        let merged = merge(runs(&file), RUNS_MAX);
         assert!(merged.len() <= RUNS_MAX, "{}", merged.len());
         let mut end = 0;
         for run in &merged {
             assert!(run.guest_address >= end, "ascending, without overlap");
             end = run.guest_end();
         }
-        assert!(merged.iter().map(|run| run.bytes).sum::<u64>() >= map.data_bytes());
+        assert!(merged.iter().map(|run| run.bytes).sum::<u64>() >= file.map.data_bytes());
     }
 }

@@ -5,6 +5,7 @@
 //! STORE/000042/state
 //! STORE/000042/memory           STORE/000042/memory.map
 //! STORE/000042/disks/ID         STORE/000042/disks/ID.map
+//! STORE/000042/memory.layers    STORE/000042/memory.UUID     in an image that builds on others; also of disks
 //! STORE/latest -> 000042        a hint
 //! STORE/.STAGING-UUID/          not yet, or no longer, a checkpoint
 //! ```
@@ -24,6 +25,7 @@ pub(crate) const MEMORY: &str = "memory";
 pub(crate) const DISKS: &str = "disks";
 pub(crate) const LATEST: &str = "latest";
 const MAP_SUFFIX: &str = ".map";
+const LAYERS_SUFFIX: &str = ".layers";
 const STAGING_PREFIX: &str = ".STAGING-";
 const LATEST_TEMPORARY_PREFIX: &str = ".latest-";
 
@@ -34,6 +36,8 @@ pub(crate) enum FileKind {
     Small,
     /// Digested by chunks, in its map.
     Large,
+    /// What another checkpoint wrote of a large file; digested with it.
+    Layer,
 }
 
 /// The path of the disk `id` in an image.
@@ -44,6 +48,22 @@ pub(crate) fn disk(id: &str) -> String {
 /// The path of the map of the large file `name`.
 pub(crate) fn map_of(name: &str) -> String {
     format!("{name}{MAP_SUFFIX}")
+}
+
+/// The path of the table of layers of the large file `name`.
+pub(crate) fn layers_of(name: &str) -> String {
+    format!("{name}{LAYERS_SUFFIX}")
+}
+
+/// The path of what the checkpoint `id` wrote of the large file `name`.
+pub(crate) fn layer(name: &str, id: Uuid) -> String {
+    format!("{name}.{id}")
+}
+
+/// The large file of which `name` is a layer that another checkpoint wrote.
+pub(crate) fn layer_of(name: &str) -> Option<&str> {
+    let (large, id) = name.rsplit_once('.')?;
+    is_uuid(id).then_some(large)
 }
 
 /// The id of the disk whose contents are in the file `name`.
@@ -62,8 +82,12 @@ pub(crate) fn is_id(id: &str) -> bool {
 /// What a file named in a manifest is; `None` if this build knows no such file.
 pub(crate) fn classify(name: &str) -> Option<FileKind> {
     let is_large = |name: &str| name == MEMORY || disk_id(name).is_some();
-    if name == STATE || name.strip_suffix(MAP_SUFFIX).is_some_and(is_large) {
+    let of_large = |suffix| name.strip_suffix(suffix).is_some_and(is_large);
+    if name == STATE || of_large(MAP_SUFFIX) || of_large(LAYERS_SUFFIX) {
         return Some(FileKind::Small);
+    }
+    if layer_of(name).is_some_and(is_large) {
+        return Some(FileKind::Layer);
     }
     is_large(name).then_some(FileKind::Large)
 }
@@ -115,12 +139,19 @@ mod tests {
 
     #[test]
     fn only_known_files_are_known() {
-        for small in ["state", "memory.map", "disks/root.map", "disks/a-1.map"] {
+        for small in ["state", "memory.map", "disks/root.map", "disks/a-1.map", "memory.layers", "disks/a.layers"] {
             assert_eq!(classify(small), Some(FileKind::Small), "{small}");
         }
         for large in ["memory", "disks/root", "disks/map", "disks/0"] {
             assert_eq!(classify(large), Some(FileKind::Large), "{large}");
         }
+        let id = Uuid::new_v4();
+        for large in ["memory", "disks/root"] {
+            assert_eq!(classify(&layer(large, id)), Some(FileKind::Layer), "{large}");
+            assert_eq!(layer_of(&layer(large, id)), Some(large));
+        }
+        assert_eq!(classify(&layer("state", id)), None);
+        assert_eq!(classify(&layer("memory", id).to_uppercase()), None);
         let long = format!("disks/{}", "a".repeat(64));
         for unknown in [
             "",

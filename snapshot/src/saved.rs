@@ -26,7 +26,7 @@ use crate::limits::{STATE_BYTES_MAX, STATE_ENTRIES_MAX, STATE_NAME_BYTES_MAX};
 use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"CKVMMSTA";
-const STATE_FORMAT_VERSION: u32 = 1;
+const STATE_FORMAT_VERSION: u16 = 1;
 const HEADER_BYTES: usize = 20;
 
 /// A type that is written to an image. It is plain data, apart from the runtime type that it is saved from.
@@ -157,7 +157,7 @@ impl StateMap {
         let payload_len = 4 + self.bytes;
         let mut out = Vec::with_capacity(HEADER_BYTES + payload_len);
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&STATE_FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&u32::from(STATE_FORMAT_VERSION).to_le_bytes());
         out.extend_from_slice(&(payload_len as u64).to_le_bytes());
         out.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
         for (name, entry) in &self.entries {

@@ -118,7 +118,7 @@ impl Copier<'_> {
 }
 
 /// Writes the runs of pages that are not all zeros into a file that reads as zeros there.
-fn write_data(file: &File, piece: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_data(file: &File, piece: &[u8], offset: u64) -> io::Result<()> {
     let page_bytes = PAGE_BYTES as usize;
     let mut at = 0;
     while at < piece.len() {

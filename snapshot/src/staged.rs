@@ -6,6 +6,7 @@
 //!     memory  memory.map     write_memory, while the guest stands still, or finish_memory after a fork
 //!     disks/ID               from cut_disks on, before the guest's writes and by finish_disks
 //!     disks/ID.map           finish_disks
+//!     memory.UUID …          build_on: hard links to what it builds on; those that it needs get a memory.layers
 //! ```
 //!
 //! Invariants: a file counts as written only when all of it is, so an operation that failed leaves an image that cannot
@@ -20,20 +21,22 @@ use nix::fcntl::Flock;
 use uuid::Uuid;
 use vm_memory::GuestMemoryMmap;
 
-use crate::chunk_map::{ChunkMap, chunk_ranges};
+use crate::chunk_map::ChunkMap;
 use crate::digest::{Digest, FileDigest};
 use crate::disk::{Capture, LiveDisk};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::image::Image;
+use crate::layers::Layers;
 use crate::limits::IMAGE_FILE_BYTES_MAX;
 use crate::manifest::FileEntry;
-use crate::memory::{self, Run};
+use crate::memory::Run;
 use crate::names;
 use crate::progress::{Phase, Progress};
 use crate::saved::StateMap;
-use crate::sparse::{self, ChunkReader, Named};
+use crate::sparse::{self, Named};
 use crate::staging_dir;
-use crate::writer::{ForkedWriter, PreparedWriter};
+use crate::writer::{ForkedWriter, PreparedWriter, WrittenMemory};
 
 /// A checkpoint that is being written. Dropped without [`StagedImage::commit`] it leaves nothing.
 #[derive(Debug)]
@@ -50,8 +53,12 @@ pub struct StagedImage {
     pub(crate) written: BTreeMap<String, Written>,
     /// Names of the disks that it is to have.
     pub(crate) wanted_disks: BTreeSet<String>,
-    /// Disks that are not written and digested yet.
+    /// Disks and their captures, until they are part of a checkpoint.
     pub(crate) disks: BTreeMap<String, CapturedDisk>,
+    /// The image that it builds on.
+    base: Option<Arc<Image>>,
+    /// Layers of that image, linked here; all durable.
+    pub(crate) linked: BTreeMap<String, u64>,
     pub(crate) memory_bytes: u64,
     pub(crate) committed: bool,
 }
@@ -72,16 +79,20 @@ pub(crate) struct Written {
     pub(crate) entry: FileEntry,
 }
 
-/// A disk and its capture, which ends when this goes.
+/// A disk and its capture, which is given up if this goes before a checkpoint has come of it.
 #[derive(Debug)]
 pub(crate) struct CapturedDisk {
     disk: Arc<LiveDisk>,
     capture: Arc<Capture>,
+    pub(crate) committed: bool,
 }
 
 impl Drop for CapturedDisk {
     fn drop(&mut self) {
-        self.disk.end(&self.capture);
+        match self.committed {
+            true => self.disk.end(&self.capture),
+            false => self.disk.give_up(&self.capture),
+        }
     }
 }
 
@@ -125,6 +136,8 @@ impl StagedImage {
             written: BTreeMap::new(),
             wanted_disks: BTreeSet::new(),
             disks: BTreeMap::new(),
+            base: None,
+            linked: BTreeMap::new(),
             memory_bytes: 0,
             committed: false,
         })
@@ -143,32 +156,30 @@ impl StagedImage {
         self.write_small(names::STATE, &state.encode())
     }
 
-    /// Writes guest RAM and its map; returns how many bytes were in chunks that are not zero. The guest stands still
-    /// meanwhile. `mapped` are the runs of RAM, ascending, over which a file is mapped; all else is anonymous, and what
+    /// Writes guest RAM and its map; returns how many bytes the image has of its own. The guest stands still meanwhile. `mapped` are the runs of RAM, ascending, over which a file is mapped; all else is anonymous, and what
     /// was never touched there is not read. Unless it succeeds the image has no memory and cannot be committed.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`].
     pub fn write_memory(&mut self, memory: &GuestMemoryMmap, mapped: &[Run], progress: &Progress) -> Result<u64> {
-        let path = self.directory.join(names::MEMORY);
-        let file = files::create(&path)?;
-        let map = memory::write(memory, mapped, Named { file: &file, path: &path }, progress)?;
-        self.record_memory(file, &map)
+        let written = self.prepare_writer(memory, mapped)?.write(memory, progress)?;
+        self.record_memory(written)
     }
 
-    fn record_memory(&mut self, file: File, map: &ChunkMap) -> Result<u64> {
+    fn record_memory(&mut self, written: WrittenMemory) -> Result<u64> {
+        let WrittenMemory { file, map, layers, own_bytes } = written;
         self.memory_bytes = map.regions().iter().map(|region| region.bytes).sum();
-        self.record_large(names::MEMORY, file, map)?;
-        Ok(map.data_bytes())
+        self.record_large(names::MEMORY, file, &map, &layers)?;
+        Ok(own_bytes)
     }
 
-    /// Prepares a child process that is to write guest RAM and its map; `mapped` as in [`StagedImage::write_memory`].
+    /// Prepares to have guest RAM and its map written; `mapped` as in [`StagedImage::write_memory`].
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`], [`Error::Writer`].
     pub fn prepare_writer(&mut self, memory: &GuestMemoryMmap, mapped: &[Run]) -> Result<PreparedWriter> {
         let path = self.directory.join(names::MEMORY);
-        PreparedWriter::new(memory, mapped, files::create(&path)?, path)
+        PreparedWriter::new(memory, mapped, self.base.clone(), files::create(&path)?, path)
     }
 
     /// Waits for the child that was forked from what [`StagedImage::prepare_writer`] made; else as
@@ -177,8 +188,8 @@ impl StagedImage {
     /// # Errors
     /// As there, and [`Error::Writer`] if the child was killed.
     pub fn finish_memory(&mut self, writer: ForkedWriter, progress: &Progress) -> Result<u64> {
-        let (file, map) = writer.wait(progress)?;
-        self.record_memory(file, &map)
+        let written = writer.wait(progress)?;
+        self.record_memory(written)
     }
 
     /// Prepares to capture the disk `id`, which the guest may still change.
@@ -194,24 +205,24 @@ impl StagedImage {
         if !self.wanted_disks.insert(name.clone()) {
             return Err(refuse("it was captured already"));
         }
-        let disks = self.directory.join(names::DISKS);
-        if disks.symlink_metadata().is_err() {
-            files::create_dir(&disks)?;
-        }
+        self.make_disks_directory()?;
         let label = PathBuf::from(format!("disk {id}"));
         let bytes = sparse::length(Named { file: disk.file(), path: &label })?;
         if bytes > IMAGE_FILE_BYTES_MAX {
             return Err(Error::TooLarge { path: label, bytes, limit: IMAGE_FILE_BYTES_MAX });
         }
         let path = self.directory.join(&name);
-        let capture = Arc::new(Capture::new(disk, label, files::create(&path)?, path, bytes)?);
-        self.disks.insert(name, CapturedDisk { disk: Arc::clone(disk), capture });
+        let mut capture = Capture::new(disk, self.id, label, files::create(&path)?, path, bytes)?;
+        if let Some(base) = &self.base {
+            capture.build_on(base, id);
+        }
+        self.disks.insert(name, CapturedDisk { disk: Arc::clone(disk), capture: Arc::new(capture), committed: false });
         Ok(())
     }
 
     /// The instant of which the image has the disks. No change to one is under way; from now on they may be changed.
     pub fn cut_disks(&self) {
-        self.disks.values().for_each(|CapturedDisk { disk, capture }| disk.begin(capture));
+        self.disks.values().for_each(|CapturedDisk { disk, capture, .. }| disk.begin(capture));
     }
 
     /// Captures what is left of the disks, digests them and writes their maps. The guest may run meanwhile.
@@ -220,19 +231,25 @@ impl StagedImage {
     /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Io`], also for what was captured for the guest's sake since
     /// the cut; the image can then not be committed.
     pub fn finish_disks(&mut self, progress: &Progress) -> Result<()> {
-        let total = self.disks.values().map(|disk| disk.capture.bytes()).sum();
+        let left = || self.disks.iter().filter(|(name, _)| !self.written.contains_key(*name));
+        let total = left().map(|(_, disk)| disk.capture.bytes()).sum();
         progress.begin(Phase::Disks, total);
-        self.disks.values().try_for_each(|disk| disk.capture.sweep(progress))?;
+        left().try_for_each(|(_, disk)| disk.capture.sweep(progress))?;
         progress.begin(Phase::Digests, total);
-        while let Some((name, CapturedDisk { disk, capture })) = self.disks.first_key_value() {
-            disk.end(capture);
-            let map = digest(capture, progress)?;
-            let (name, file) = (name.clone(), capture.file().file.try_clone());
-            let file = file.map_err(|source| Error::io(capture.file().path, "keep it open", source))?;
-            self.disks.remove(&name);
-            self.record_large(&name, file, &map)?;
+        let mut digested = Vec::new();
+        for (name, disk) in left() {
+            disk.disk.end(&disk.capture);
+            let (map, layers) = digest::of(&disk.capture, progress)?;
+            let file = disk.capture.file();
+            let kept = file.file.try_clone().map_err(|source| Error::io(file.path, "keep it open", source))?;
+            digested.push((name.clone(), kept, map, layers));
         }
-        Ok(())
+        digested.into_iter().try_for_each(|(name, file, map, layers)| self.record_large(&name, file, &map, &layers))
+    }
+
+    fn make_disks_directory(&self) -> Result<()> {
+        let disks = self.directory.join(names::DISKS);
+        if disks.symlink_metadata().is_err() { files::create_dir(&disks) } else { Ok(()) }
     }
 
     fn write_small(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -244,13 +261,28 @@ impl StagedImage {
         Ok(())
     }
 
-    /// Writes the map of a large file that is complete, then counts both as written.
-    fn record_large(&mut self, name: &str, file: File, map: &ChunkMap) -> Result<()> {
+    /// Writes the map of a large file that is complete, and the table of its layers, then counts all as written.
+    fn record_large(&mut self, name: &str, file: File, map: &ChunkMap, layers: &Layers) -> Result<()> {
         let bytes = map.encode();
         self.write_small(&names::map_of(name), &bytes)?;
+        if !layers.is_single() {
+            self.write_small(&names::layers_of(name), &layers.encode(map.file_bytes()))?;
+        }
+        let needed: Vec<String> = layers.ids().iter().map(|id| names::layer(name, *id)).collect();
+        self.unlink(|link| names::layer_of(link) == Some(name) && !needed.iter().any(|needed| needed == link))?;
         let entry = FileEntry { bytes: map.file_bytes(), digest: FileDigest::Chunks(Digest::of(&bytes)) };
         self.written.insert(name.to_owned(), Written { file, entry });
         Ok(())
+    }
+
+    /// What the manifest is to list.
+    pub(crate) fn entries(&self) -> BTreeMap<String, FileEntry> {
+        let written = self.written.iter().map(|(name, written)| (name.clone(), written.entry));
+        let linked = self.linked.iter().filter_map(|(name, bytes)| {
+            let digest = self.written.get(names::layer_of(name)?)?.entry.digest;
+            Some((name.clone(), FileEntry { bytes: *bytes, digest }))
+        });
+        written.chain(linked).collect()
     }
 }
 
@@ -263,20 +295,11 @@ impl Drop for StagedImage {
     }
 }
 
-/// Digests a captured disk.
-fn digest(capture: &Capture, progress: &Progress) -> Result<ChunkMap> {
-    let mut map = ChunkMap::for_file(capture.bytes());
-    let mut reader = ChunkReader::new(capture.file(), capture.bytes());
-    for range in chunk_ranges(capture.bytes()) {
-        map.push(reader.read(range.clone())?);
-        progress.advance(range.end - range.start)?;
-    }
-    Ok(map)
-}
-
 pub(crate) fn write_all(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
     files::write_at(file, bytes, 0).map_err(|source| Error::io_wanting(path, "write it", bytes.len() as u64, source))
 }
 
+mod digest;
+mod links;
 #[cfg(test)]
 mod tests;

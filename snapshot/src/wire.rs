@@ -1,6 +1,6 @@
 //! Little-endian fields read from bytes that are not trusted: each read is bounded by what is left.
 
-use crate::error::Flaw;
+use crate::error::{Flaw, Versions};
 
 /// A cursor over untrusted bytes.
 pub(crate) struct Reader<'a> {
@@ -56,13 +56,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads magic and format version, which open every binary file of an image.
-    pub(crate) fn header(&mut self, magic: &[u8; 8], version: u32, what: &str) -> Result<(), Flaw> {
+    pub(crate) fn header(&mut self, magic: &[u8; 8], version: u16, what: &str) -> Result<(), Flaw> {
         if self.array::<8>()? != *magic {
             return Err(Flaw::broken(format!("it does not begin like a ckvmm {what}")));
         }
         match self.u32()? {
-            found if found == version => Ok(()),
-            found => Err(Flaw::Version { found: found.into(), reads: version }),
+            found if found == u32::from(version) => Ok(()),
+            found => Err(Flaw::Version { found: found.into(), reads: Versions::only(version) }),
         }
     }
 }

@@ -32,12 +32,12 @@ fn version_1_loads() {
     assert_eq!(memory.regions(), [low, high]);
     let run = |region: Region| {
         let Region { guest_address, bytes, file_offset } = region;
-        Run { guest_address, bytes, file_offset }
+        Run { guest_address, bytes, file_offset, layer: 0 }
     };
-    assert_eq!(memory.data_runs(), [low, high].map(run));
+    assert_eq!(memory.plan().mapped, [low, high].map(run));
     for (offset, expected) in [(0x1000, "low\0"), (CHUNK + 0x1ffc, "high")] {
         let mut found = [0; 4];
-        memory.file().read_exact_at(&mut found, offset).expect("read");
+        memory.layer(0).read_exact_at(&mut found, offset).expect("read");
         assert_eq!(&found, expected.as_bytes());
     }
 

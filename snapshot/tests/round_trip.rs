@@ -37,14 +37,14 @@ fn a_checkpoint_comes_back() {
         ]
     );
     assert_eq!(
-        memory.data_runs(),
+        memory.plan().mapped,
         [
-            Run { guest_address: 0, bytes: 64 << 10, file_offset: 0 },
-            Run { guest_address: HIGH, bytes: 8 << 10, file_offset: CHUNK },
+            Run { guest_address: 0, bytes: 64 << 10, file_offset: 0, layer: 0 },
+            Run { guest_address: HIGH, bytes: 8 << 10, file_offset: CHUNK, layer: 0 },
         ]
     );
     let mut bytes = [0; 4];
-    memory.file().read_exact_at(&mut bytes, CHUNK + 0x1ffc).expect("read");
+    memory.layer(0).read_exact_at(&mut bytes, CHUNK + 0x1ffc).expect("read");
     assert_eq!(&bytes, b"high");
 
     assert_eq!(image.disk_ids().collect::<Vec<_>>(), ["root"]);
@@ -101,10 +101,10 @@ fn zero_memory_takes_no_space() {
     let path = staged.commit(common::head()).expect("commits");
     let image = Image::open(&path).expect("opens");
     assert_eq!(
-        image.memory().data_runs(),
+        image.memory().plan().mapped,
         [
-            Run { guest_address: 10 * CHUNK, bytes: 2 * CHUNK, file_offset: 10 * CHUNK },
-            Run { guest_address: 31 * CHUNK, bytes: CHUNK, file_offset: 31 * CHUNK },
+            Run { guest_address: 10 * CHUNK, bytes: 2 * CHUNK, file_offset: 10 * CHUNK, layer: 0 },
+            Run { guest_address: 31 * CHUNK, bytes: CHUNK, file_offset: 31 * CHUNK, layer: 0 },
         ]
     );
     assert_eq!((image.memory().bytes(), image.memory().data_bytes()), (64 << 20, 3 * CHUNK));

@@ -17,12 +17,13 @@ pub(crate) fn open(dir: &Path) -> Image {
 /// `bytes` bytes of guest memory from `address` on. What lies in no run is zero.
 pub(crate) fn read(image: &Image, address: u64, bytes: u64) -> Vec<u8> {
     let mut found = vec![0; bytes as usize];
-    for run in image.memory().data_runs() {
+    let plan = image.memory().plan();
+    for run in plan.mapped.into_iter().chain(plan.read) {
         let (start, end) = (run.guest_address.max(address), run.guest_end().min(address + bytes));
         if start < end {
             let piece = &mut found[(start - address) as usize..(end - address) as usize];
             let offset = run.file_offset + (start - run.guest_address);
-            image.memory().file().read_exact_at(piece, offset).expect("the memory file is as long as its map says");
+            image.memory().layer(run.layer).read_exact_at(piece, offset).expect("as long as its map says");
         }
     }
     found

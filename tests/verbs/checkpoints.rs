@@ -102,7 +102,7 @@ fn inspect_says_what_it_holds() {
     let [parent, child] = [&first, &second].map(|dir| home.json(["inspect", dir, "--json"])["manifest"].clone());
     assert_eq!(child["parent"], parent["id"]);
     assert_eq!(child["lineage"], parent["lineage"]);
-    assert_eq!(child["format_version"], 1);
+    assert_eq!((&parent["format_version"], &child["format_version"]), (&serde_json::json!(1), &serde_json::json!(2)), "it builds on the first");
     assert_eq!(child["config"]["name"], "t");
     assert_eq!(child["config"]["checkpoint"]["dir"], home.join("checkpoints").to_str().unwrap(), "absolute");
     assert_eq!(child["memory_bytes"], 32 << 20);
@@ -125,12 +125,12 @@ fn restore_paused_then_resume() {
     let mut vm = home.restore(&image, &["--work", "w", "--paused"]);
     wait_until("it is there", || (home.api().try_ask("GET", "/v1/vm", "")?.json()["state"] == "paused").then_some(()));
     // it has not run: its RAM is the image's, but for the page with the generation's id
-    let again = home.ok(["checkpoint", "t"]);
+    let again = home.ok(["checkpoint", "t", "--full"]);
     assert_eq!(header(Path::new(&again)), header(&image));
     home.ok(["resume", "t"]);
     assert!(bare_metal::steps(&mut vm) >= before);
     bare_metal::goes_on(&mut vm);
-    assert_ne!(header(Path::new(&home.ok(["checkpoint", "t"]))), header(&image));
+    assert_ne!(header(Path::new(&home.ok(["checkpoint", "t", "--full"]))), header(&image));
 }
 
 /// What the guest keeps account in: a page that changes all the time while it runs.

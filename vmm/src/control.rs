@@ -45,6 +45,8 @@ pub enum Command {
         dir: Option<PathBuf>,
         /// How.
         mode: CheckpointMode,
+        /// Build on no other one.
+        full: bool,
         /// End the VM once it is durable (exit status 85).
         stop: bool,
     },
@@ -271,6 +273,7 @@ impl Control {
         asker: Asker,
         dir: Option<PathBuf>,
         mode: CheckpointMode,
+        full: bool,
         stop: bool,
     ) -> Result<OperationId, CommandError> {
         let not_now = |why: &str| Err(CommandError::Conflict(format!("checkpoint: {why}")));
@@ -281,7 +284,7 @@ impl Control {
         }
         let operation = self.shared.operations.begin(asker)?;
         let id = operation.id();
-        self.tell(Command::Checkpoint { operation, dir, mode, stop })?;
+        self.tell(Command::Checkpoint { operation, dir, mode, full, stop })?;
         Ok(id)
     }
 }

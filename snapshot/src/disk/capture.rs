@@ -5,18 +5,29 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::clusters::{Clusters, Next};
-use super::{LiveDisk, lock};
+use uuid::Uuid;
+
+use super::clusters::{Bits, Clusters, Next};
+use super::{Changes, LiveDisk, lock};
+use crate::digest::Chunk;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::limits::SWEEP_BYTES;
+use crate::image::Image;
+use crate::large::LargeFile;
+use crate::layers::{Changed, PageSet};
+use crate::limits::{CHUNK_BYTES, CLUSTER_BYTES, PAGE_BYTES, SWEEP_BYTES};
 use crate::progress::Progress;
 use crate::sparse::{self, Named};
 
 /// A capture, shared between the threads that change the disk and the one that sweeps.
 #[derive(Debug)]
 pub(crate) struct Capture {
+    /// The checkpoint that it is for.
+    id: Uuid,
     from: Arc<File>,
+    /// The checkpoint that has what is not captured, if this one is to build on it and the disk's changes since are
+    /// known.
+    base: Option<Base>,
     /// The disk, for messages.
     label: PathBuf,
     to: File,
@@ -26,8 +37,27 @@ pub(crate) struct Capture {
     changed: Condvar,
 }
 
+/// The disk in the image that is built on.
+#[derive(Debug)]
+struct Base {
+    image: Arc<Image>,
+    disk: String,
+    /// What is to be captured anyway, so that one of its layers is needed no more.
+    folded: Option<Bits>,
+}
+
+impl Base {
+    fn file(&self) -> Option<&LargeFile> {
+        self.image.disk(&self.disk)
+    }
+}
+
 #[derive(Debug)]
 struct Work {
+    /// The changes before the cut; outer `None` until then.
+    before: Option<Option<Changes>>,
+    /// What of the disk is captured; all if nothing is said.
+    wanted: Option<Arc<Bits>>,
     clusters: Clusters,
     failed: bool,
     /// Of the failure, until the sweep takes it.
@@ -35,11 +65,67 @@ struct Work {
 }
 
 impl Capture {
-    /// Prepares to capture `disk`, which is `bytes` long, into the new, empty file `to`.
-    pub(crate) fn new(disk: &LiveDisk, label: PathBuf, to: File, path: PathBuf, bytes: u64) -> Result<Self> {
+    /// Prepares to capture `disk`, which is `bytes` long, for the checkpoint `id` into the new, empty file `to`.
+    pub(crate) fn new(disk: &LiveDisk, id: Uuid, label: PathBuf, to: File, path: PathBuf, bytes: u64) -> Result<Self> {
         files::set_len(&to, &path, bytes)?;
-        let work = Mutex::new(Work { clusters: Clusters::new(bytes), failed: false, reason: None });
-        Ok(Capture { from: disk.shared_file(), label, to, path, bytes, work, changed: Condvar::new() })
+        let work = Work { before: None, wanted: None, clusters: Clusters::new(bytes), failed: false, reason: None };
+        let (work, changed) = (Mutex::new(work), Condvar::new());
+        Ok(Capture { id, from: disk.shared_file(), base: None, label, to, path, bytes, work, changed })
+    }
+
+    /// Captures only what has changed since `image`, if it has the disk `disk` of the same length and the changes since
+    /// are known.
+    pub(crate) fn build_on(&mut self, image: &Arc<Image>, disk: &str) {
+        let Some(file) = image.disk(disk).filter(|file| file.map.file_bytes() == self.bytes) else { return };
+        let chunks: Vec<Chunk> = file.map.chunks().map(|(_, chunk)| chunk).collect();
+        let folded = file.layers.to_fold(chunks.len()).map(|layer| {
+            let mut folded = Bits::of_disk(self.bytes);
+            for (index, _) in chunks.iter().enumerate().filter(|(_, chunk)| **chunk != Chunk::Zero) {
+                let start = index as u64 * CHUNK_BYTES;
+                let runs = file.layers.runs(start..(start + CHUNK_BYTES).min(self.bytes));
+                runs.filter(|(holder, _)| *holder == usize::from(layer)).for_each(|(_, run)| folded.set_bytes(&run));
+            }
+            folded
+        });
+        self.base = Some(Base { image: Arc::clone(image), disk: disk.to_owned(), folded });
+    }
+
+    /// The instant of which the disk is captured; `before` are the changes until then.
+    pub(super) fn cut(&self, before: Option<Changes>) {
+        let mut work = lock(&self.work);
+        if let (Some(base), Some(before)) = (&self.base, &before)
+            && before.since == base.image.manifest().id
+        {
+            let mut wanted = Arc::clone(&before.clusters);
+            base.folded.iter().for_each(|folded| Arc::make_mut(&mut wanted).add(folded));
+            work.clusters.want(Arc::clone(&wanted));
+            work.wanted = Some(wanted);
+        }
+        work.before = Some(before);
+    }
+
+    /// The changes before the cut; `None` if there was none.
+    pub(super) fn take_changes(&self) -> Option<Option<Changes>> {
+        lock(&self.work).before.take()
+    }
+
+    /// The checkpoint that it is for.
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The file that the capture builds on, and the checkpoint that it is of.
+    pub(crate) fn base(&self) -> Option<(&LargeFile, Uuid)> {
+        let base = self.base.as_ref().filter(|_| lock(&self.work).wanted.is_some())?;
+        Some((base.file()?, base.image.manifest().id))
+    }
+
+    /// What of each chunk is captured.
+    pub(crate) fn changed(&self) -> Vec<Changed> {
+        let wanted = lock(&self.work).wanted.clone();
+        let map = self.base.as_ref().and_then(Base::file).map(|file| &file.map);
+        let (Some(wanted), Some(map)) = (wanted, map) else { return Vec::new() };
+        map.chunks().map(|(range, old)| changed(&wanted, range, old)).collect()
     }
 
     /// The file that holds the captured disk.
@@ -93,5 +179,26 @@ impl Capture {
 
     fn named(&self) -> Named<'_> {
         Named { file: &self.from, path: Path::new(&self.label) }
+    }
+}
+
+/// What of one chunk is captured. What was zero needs no layer but the image's own, which has holes there.
+fn changed(wanted: &Bits, range: Range<u64>, old: Chunk) -> Changed {
+    let first = range.start / CLUSTER_BYTES;
+    let clusters = range.end.div_ceil(CLUSTER_BYTES) - first;
+    match (0..clusters).filter(|cluster| wanted.get(first + cluster)).count() as u64 {
+        0 => Changed::Nothing,
+        _ if old == Chunk::Zero => Changed::All,
+        count if count == clusters => Changed::All,
+        _ => {
+            let mut set = PageSet::default();
+            for page in 0..(CHUNK_BYTES / PAGE_BYTES) as usize {
+                let cluster = page as u64 * PAGE_BYTES / CLUSTER_BYTES;
+                if cluster >= clusters || wanted.get(first + cluster) {
+                    set.insert(page);
+                }
+            }
+            Changed::Pages(set)
+        }
     }
 }

@@ -33,7 +33,7 @@ fn disk() -> (Arc<LiveDisk>, Vec<u8>) {
 fn capture(disk: &LiveDisk, directory: &tempfile::TempDir) -> Arc<Capture> {
     let path = directory.path().join("disk");
     let to = files::create(&path).expect("file");
-    let capture = Capture::new(disk, PathBuf::from("disk d"), to, path, BYTES).expect("prepares");
+    let capture = Capture::new(disk, Uuid::new_v4(), PathBuf::from("disk d"), to, path, BYTES).expect("prepares");
     Arc::new(capture)
 }
 

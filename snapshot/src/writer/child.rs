@@ -4,9 +4,8 @@
 //! standing still, only so that the child may allocate, which it does not.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -34,8 +33,8 @@ pub(super) struct Child {
     reaped: bool,
 }
 
-/// Runs `work` in a child, whose exit status it returns; of the descriptors the child keeps only `keep`.
-pub(super) fn fork(keep: &File, work: impl FnOnce() -> i32) -> io::Result<Child> {
+/// Runs `work` in a child, whose exit status it returns; of the descriptors the child keeps only `keep`, ascending.
+pub(super) fn fork(keep: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Child> {
     let parent = std::process::id();
     // The child has no use for our handlers, nor for a Ctrl-C at the terminal.
     let signals = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
@@ -46,7 +45,7 @@ pub(super) fn fork(keep: &File, work: impl FnOnce() -> i32) -> io::Result<Child>
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
     if pid == 0 {
         let _exit = ExitOnUnwind;
-        settle(keep.as_raw_fd(), parent);
+        settle(keep, parent);
         exit(work());
     }
     let failed = (pid < 0).then(io::Error::last_os_error);
@@ -62,7 +61,7 @@ pub(super) fn fork(keep: &File, work: impl FnOnce() -> i32) -> io::Result<Child>
 }
 
 /// The child's: to be out of everybody's way, and to end with its parent. What it cannot have it does without.
-fn settle(keep: RawFd, parent: u32) {
+fn settle(keep: &[RawFd], parent: u32) {
     // SAFETY: system calls that take integers and constant strings and concern this process alone. Its descriptors are
     // copies: closing them takes nothing from the parent.
     unsafe {
@@ -76,10 +75,14 @@ fn settle(keep: RawFd, parent: u32) {
         // If the host runs out of memory, the checkpoint goes, not the guest.
         let victim = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         libc::write(victim, c"1000".as_ptr().cast(), 4);
-        if keep > 0 {
-            libc::syscall(libc::SYS_close_range, 0, keep - 1, 0);
+        let mut next = 0;
+        for kept in keep {
+            if *kept > next {
+                libc::syscall(libc::SYS_close_range, next, *kept - 1, 0);
+            }
+            next = *kept + 1;
         }
-        libc::syscall(libc::SYS_close_range, keep + 1, u32::MAX, 0);
+        libc::syscall(libc::SYS_close_range, next, u32::MAX, 0);
     }
 }
 

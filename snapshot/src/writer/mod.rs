@@ -10,15 +10,17 @@
 //! until the child has given the page back.
 //!
 //! Invariants: the child comes from a process of many threads, so it takes no lock and allocates nothing; all that it
-//! needs is prepared. It keeps no descriptor of its parent but the memory file's: not KVM's, or the machine of a dead VMM would live
-//! on, and not a lock's. It does not outlive its parent. It is reaped before its results are read.
+//! needs is prepared. It keeps no descriptors of its parent but those of memory files: not KVM's, or the machine of a dead VMM
+//! would live on, and not a lock's. It does not outlive its parent. It is reaped before its results are read.
 
 mod child;
 mod results;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -27,15 +29,22 @@ use vm_memory::GuestMemoryMmap;
 use self::child::Child;
 use self::results::Results;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
+use crate::chunk_writer::{Base, ChunkWriter, Trouble};
+use crate::digest::Chunk;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::memory::{self, ChunkWriter, Run};
+use crate::image::Image;
+use crate::layers::{Changed, Layers, Rebase};
+use crate::limits::PAGE_BYTES;
+use crate::memory::{self, Run};
 use crate::progress::{Phase, Progress};
 
-/// All that a child needs to write guest RAM; made while the guest still runs.
+/// All that is needed to write guest RAM; made while the guest still runs.
 pub struct PreparedWriter {
     target: Target,
     chunks: ChunkWriter,
+    /// The descriptors that a child needs, ascending.
+    descriptors: Vec<RawFd>,
 }
 
 /// A child that writes guest RAM. It is killed if this is dropped.
@@ -52,16 +61,38 @@ struct Target {
     path: PathBuf,
     regions: Vec<Region>,
     results: Results,
+    base: Option<Arc<Image>>,
+}
+
+/// A memory file that is written; it is not durable yet.
+#[derive(Debug)]
+pub(crate) struct WrittenMemory {
+    pub(crate) file: File,
+    pub(crate) map: ChunkMap,
+    pub(crate) layers: Layers,
+    /// Bytes in the file, but for zeros.
+    pub(crate) own_bytes: u64,
 }
 
 impl PreparedWriter {
-    /// Prepares to write `memory`, over which a file is mapped in the runs `mapped`, to the new, empty file `file`.
-    pub(crate) fn new(memory: &GuestMemoryMmap, mapped: &[Run], file: File, path: PathBuf) -> Result<Self> {
+    /// Prepares to write `memory`, over which a file is mapped in the runs `mapped`, to the new, empty file `file`; only
+    /// what is not as in the memory of `base`, if there is one that has the same regions.
+    pub(crate) fn new(
+        memory: &GuestMemoryMmap,
+        mapped: &[Run],
+        base: Option<Arc<Image>>,
+        file: File,
+        path: PathBuf,
+    ) -> Result<Self> {
         let regions = memory::lay_out(memory)?;
+        let base = base.filter(|base| base.memory().regions() == regions);
         let file_bytes = memory::file_bytes(&regions);
         files::set_len(&file, &path, file_bytes)?;
         let results = Results::new(chunk_ranges(file_bytes).count()).map_err(no_writer)?;
-        Ok(PreparedWriter { target: Target { file, path, regions, results }, chunks: ChunkWriter::new(mapped) })
+        let chunks = ChunkWriter::new(mapped, base.clone().map(Base::new));
+        let mut descriptors: Vec<RawFd> = chunks.descriptors().chain([file.as_raw_fd()]).collect();
+        descriptors.sort_unstable();
+        Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, descriptors })
     }
 
     /// Forks the child, which begins at once. `memory` must not change before this returns.
@@ -69,37 +100,99 @@ impl PreparedWriter {
     /// # Errors
     /// [`Error::Writer`] if the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter> {
-        let PreparedWriter { target, mut chunks } = self;
-        let child = child::fork(&target.file, || target.write(memory, &mut chunks)).map_err(no_writer)?;
+        let PreparedWriter { target, mut chunks, descriptors } = self;
+        let work = || match target.write(memory, &mut chunks, |planned| {
+            child::give_back(memory, planned);
+            Ok(())
+        }) {
+            Ok(()) => 0,
+            Err(Stop::Trouble(trouble)) => {
+                target.results.fail(&trouble);
+                1
+            }
+            Err(Stop::Cancelled(_)) => 2,
+        };
+        let child = child::fork(&descriptors, work).map_err(no_writer)?;
         Ok(ForkedWriter { target, child })
+    }
+
+    /// Writes here and now. `memory` must not change before this returns.
+    pub(crate) fn write(self, memory: &GuestMemoryMmap, progress: &Progress) -> Result<WrittenMemory> {
+        let PreparedWriter { target, mut chunks, .. } = self;
+        target.begin(progress);
+        match target.write(memory, &mut chunks, |_| progress.reach(target.results.bytes_done())) {
+            Ok(()) => Ok(target.finish()),
+            Err(Stop::Trouble(trouble)) => Err(target.error(trouble)),
+            Err(Stop::Cancelled(error)) => Err(error),
+        }
     }
 }
 
+/// Why the work ends early.
+enum Stop {
+    Trouble(Trouble),
+    Cancelled(Error),
+}
+
 impl Target {
-    /// The child's work; the exit status.
-    fn write(&self, memory: &GuestMemoryMmap, chunks: &mut ChunkWriter) -> i32 {
+    /// The work; `after` each chunk something may be done or said.
+    fn write(
+        &self,
+        memory: &GuestMemoryMmap,
+        chunks: &mut ChunkWriter,
+        after: impl Fn(&memory::PlannedChunk) -> Result<()>,
+    ) -> Result<(), Stop> {
         chunks.begin();
         for (index, planned) in memory::plan(&self.regions).enumerate() {
-            match chunks.write(memory, &planned, &self.file) {
-                Ok(chunk) => self.results.put(index, chunk, planned.guest_bytes),
-                Err(error) => {
-                    self.results.fail(&error);
-                    return 1;
-                }
-            }
-            child::give_back(memory, &planned);
+            let written = chunks.write(memory, &planned, &self.file).map_err(Stop::Trouble)?;
+            self.results.put(index, &written, planned.guest_bytes);
+            after(&planned).map_err(Stop::Cancelled)?;
         }
-        0
+        Ok(())
+    }
+
+    fn begin(&self, progress: &Progress) {
+        progress.begin(Phase::Memory, self.regions.iter().map(|region| region.bytes).sum());
+    }
+
+    fn finish(self) -> WrittenMemory {
+        let mut map = ChunkMap::for_memory(self.regions);
+        let mut layers = self.base.as_ref().map(|base| Rebase::new(&base.memory().0.layers, base.manifest().id));
+        let mut own_bytes = 0;
+        for (index, range) in chunk_ranges(map.file_bytes()).enumerate() {
+            let written = self.results.get(index);
+            own_bytes += match (written.chunk, written.changed) {
+                (Chunk::Zero, _) | (_, Changed::Nothing) => 0,
+                (Chunk::Data(_), Changed::All) => range.end - range.start,
+                (Chunk::Data(_), Changed::Pages(pages)) => pages.count() * PAGE_BYTES,
+            };
+            // What is zero is in no layer.
+            let changed = if written.chunk == Chunk::Zero { Changed::All } else { written.changed };
+            layers.iter_mut().for_each(|layers| layers.push(&changed));
+            map.push(written.chunk);
+        }
+        WrittenMemory { file: self.file, map, layers: layers.map_or_else(Layers::single, Rebase::finish), own_bytes }
+    }
+
+    fn error(&self, trouble: Trouble) -> Error {
+        match (trouble, &self.base) {
+            (Trouble::Base(source), Some(base)) => Error::Base { path: base.path().to_path_buf(), source },
+            (Trouble::Base(source) | Trouble::Write(source), _) => {
+                let wanted = memory::file_bytes(&self.regions);
+                Error::io_wanting(&self.path, "write guest memory to it", wanted, source)
+            }
+        }
     }
 }
 
 impl ForkedWriter {
-    /// Waits until all is written, and returns the file with its map. It is not durable yet.
-    pub(crate) fn wait(mut self, progress: &Progress) -> Result<(File, ChunkMap)> {
-        progress.begin(Phase::Memory, self.target.regions.iter().map(|region| region.bytes).sum());
+    /// Waits until all is written.
+    pub(crate) fn wait(mut self, progress: &Progress) -> Result<WrittenMemory> {
+        self.target.begin(progress);
         let status = loop {
             progress.reach(self.target.results.bytes_done())?;
-            if let Some(status) = self.child.wait().map_err(|source| self.target.error(source))? {
+            let ended = self.child.wait().map_err(|source| self.target.error(Trouble::Write(source)))?;
+            if let Some(status) = ended {
                 break status;
             }
         };
@@ -112,20 +205,6 @@ impl ForkedWriter {
             }),
             other => Err(Error::Writer { why: format!("did not exit: {other:?}"), mend: "use mode \"stop\"" }),
         }
-    }
-}
-
-impl Target {
-    fn finish(self) -> (File, ChunkMap) {
-        let mut map = ChunkMap::for_memory(self.regions);
-        for index in 0..chunk_ranges(map.file_bytes()).count() {
-            map.push(self.results.get(index));
-        }
-        (self.file, map)
-    }
-
-    fn error(&self, source: io::Error) -> Error {
-        Error::io_wanting(&self.path, memory::WRITING, memory::file_bytes(&self.regions), source)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the child has found out, in memory that it shares with its parent.
 //!
 //! ```text
-//! header   bytes done · errno of a failure
-//! chunks   33 bytes each: 0 zero, 1 data · digest
+//! header   bytes done · errno of a failure · whether the image that is built on could not be read
+//! chunks   97 bytes each: data? and what has changed · digest · the pages that have
 //! ```
 //!
 //! Invariant: a chunk is written once, by the child, and read after the child was reaped, which orders the two.
@@ -11,18 +11,27 @@
 use std::io;
 use std::num::NonZero;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use crate::chunk_writer::{Trouble, WrittenChunk};
 use crate::digest::{Chunk, Digest};
+use crate::layers::{Changed, PageSet};
 
-const ENTRY_BYTES: usize = 33;
+/// First byte of an entry: a bit, and one of the other three.
+const DATA: u8 = 1;
+const ALL: u8 = 0;
+const NOTHING: u8 = 2;
+const PAGES: u8 = 4;
+const DIGEST_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 1 + DIGEST_BYTES + PageSet::BYTES;
 
 #[repr(C)]
 struct Header {
     bytes_done: AtomicU64,
     errno: AtomicI32,
+    of_base: AtomicBool,
 }
 
 /// The shared table.
@@ -46,21 +55,34 @@ impl Results {
         Ok(Results { base: base.cast(), bytes, chunks })
     }
 
-    /// The child's: what chunk `index`, of `guest_bytes` of RAM, holds.
-    pub(super) fn put(&self, index: usize, chunk: Chunk, guest_bytes: u64) {
-        if let Chunk::Data(digest) = chunk {
-            let entry = self.entry(index);
-            // SAFETY: `entry` has room for both, and nobody reads it before this process has ended.
-            unsafe {
-                entry.write(1);
-                entry.add(1).cast::<[u8; 32]>().write(digest.0);
+    /// The writer's: what became of chunk `index`, of `guest_bytes` of RAM.
+    pub(super) fn put(&self, index: usize, written: &WrittenChunk, guest_bytes: u64) {
+        let entry = self.entry(index);
+        let (kind, pages) = match written.changed {
+            Changed::All => (ALL, None),
+            Changed::Nothing => (NOTHING, None),
+            Changed::Pages(pages) => (PAGES, Some(pages.to_bytes())),
+        };
+        // SAFETY: `entry` has room for all three, and nobody reads it before its writer has ended.
+        unsafe {
+            match written.chunk {
+                Chunk::Zero => entry.write(kind),
+                Chunk::Data(digest) => {
+                    entry.write(kind | DATA);
+                    entry.add(1).cast::<[u8; DIGEST_BYTES]>().write(digest.0);
+                }
+            }
+            if let Some(pages) = pages {
+                entry.add(1 + DIGEST_BYTES).cast::<[u8; PageSet::BYTES]>().write(pages);
             }
         }
         self.header().bytes_done.fetch_add(guest_bytes, Relaxed);
     }
 
     /// The child's: why it ends.
-    pub(super) fn fail(&self, error: &io::Error) {
+    pub(super) fn fail(&self, trouble: &Trouble) {
+        let (Trouble::Write(error) | Trouble::Base(error)) = trouble;
+        self.header().of_base.store(matches!(trouble, Trouble::Base(_)), Relaxed);
         self.header().errno.store(error.raw_os_error().unwrap_or(libc::EIO), Relaxed);
     }
 
@@ -70,16 +92,29 @@ impl Results {
     }
 
     /// Why the child ended.
-    pub(super) fn failure(&self) -> io::Error {
-        io::Error::from_raw_os_error(self.header().errno.load(Relaxed))
+    pub(super) fn failure(&self) -> Trouble {
+        let error = io::Error::from_raw_os_error(self.header().errno.load(Relaxed));
+        if self.header().of_base.load(Relaxed) { Trouble::Base(error) } else { Trouble::Write(error) }
     }
 
-    /// What chunk `index` holds, once the child has been reaped.
-    pub(super) fn get(&self, index: usize) -> Chunk {
+    /// What became of chunk `index`, once its writer has ended.
+    pub(super) fn get(&self, index: usize) -> WrittenChunk {
         let entry = self.entry(index);
-        // SAFETY: the entry lies in the mapping, and the process that wrote it has ended.
-        let (kind, digest) = unsafe { (entry.read(), entry.add(1).cast::<[u8; 32]>().read()) };
-        if kind == 0 { Chunk::Zero } else { Chunk::Data(Digest(digest)) }
+        // SAFETY: the entry lies in the mapping, and whoever wrote it has ended.
+        let (kind, digest, pages) = unsafe {
+            (
+                entry.read(),
+                entry.add(1).cast::<[u8; DIGEST_BYTES]>().read(),
+                entry.add(1 + DIGEST_BYTES).cast::<[u8; PageSet::BYTES]>().read(),
+            )
+        };
+        let chunk = if kind & DATA == 0 { Chunk::Zero } else { Chunk::Data(Digest(digest)) };
+        let changed = match kind & !DATA {
+            NOTHING => Changed::Nothing,
+            PAGES => Changed::Pages(PageSet::from_bytes(pages)),
+            _ => Changed::All,
+        };
+        WrittenChunk { chunk, changed }
     }
 
     fn header(&self) -> &Header {

@@ -22,10 +22,13 @@ fn guest() -> GuestMemoryMmap {
     memory
 }
 
+fn prepared(memory: &GuestMemoryMmap, path: PathBuf) -> PreparedWriter {
+    PreparedWriter::new(memory, &[], None, files::create(&path).expect("file"), path).expect("prepares")
+}
+
 fn forked(memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {
     let path = directory.path().join("memory");
-    let prepared = PreparedWriter::new(memory, &[], files::create(&path).expect("file"), path).expect("prepares");
-    prepared.fork(memory).expect("forks")
+    prepared(memory, path).fork(memory).expect("forks")
 }
 
 #[test]
@@ -37,14 +40,13 @@ fn what_is_written_is_memory_as_it_was_at_the_fork() {
         memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("the guest goes on");
     }
     let progress = Progress::new();
-    let (file, map) = writer.wait(&progress).expect("writes");
+    let WrittenMemory { file, map, layers, own_bytes } = writer.wait(&progress).expect("writes");
+    assert!(layers.is_single() && own_bytes == 3 * CHUNK_BYTES);
     assert_eq!(progress.bytes_total(), MEMORY);
 
     let path = directory.path().join("whole");
-    let whole = files::create(&path).expect("file");
-    let named = crate::sparse::Named { file: &whole, path: &path };
-    let expected = memory::write(&guest(), &[], named, &Progress::new()).expect("writes");
-    assert_eq!(map, expected);
+    let expected = prepared(&guest(), path.clone()).write(&guest(), &Progress::new()).expect("writes");
+    assert_eq!(map, expected.map);
     assert_eq!(fs::read(directory.path().join("memory")).expect("memory"), fs::read(path).expect("whole"));
     let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("metadata"));
     assert!(blocks * 512 < MEMORY, "zeros are holes");

@@ -75,12 +75,12 @@ pub(super) async fn power(State(control): State<Control>, body: Body) -> Answer<
 pub(super) async fn checkpoint(State(control): State<Control>, body: Body) -> Answer<Response> {
     let body = body?;
     let request: CheckpointRequest = if body.is_empty() { CheckpointRequest::default() } else { parse(&body)? };
-    let CheckpointRequest { dir, mode, full: _, stop } = request;
+    let CheckpointRequest { dir, mode, full, stop } = request;
     if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_absolute()) {
         let line = format!("dir: {:?} is relative, and to what is not known; give an absolute path", dir.display());
         return Err(ApiError::new(StatusCode::BAD_REQUEST, line));
     }
-    let id = control.checkpoint(Asker::Api, dir, mode, stop)?;
+    let id = control.checkpoint(Asker::Api, dir, mode, full, stop)?;
     let operation = control.shared().operations().get(id).ok_or(CommandError::Gone)?;
     let location = format!("/v1/operations/{id}");
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(operation)).into_response())

@@ -98,7 +98,7 @@ pub struct CheckpointRequest {
     /// How RAM is captured.
     #[serde(default)]
     pub mode: CheckpointMode,
-    /// Write all RAM, not only what changed. Every checkpoint of this version is full.
+    /// Write all RAM and disks, not only what has changed since the VM's last checkpoint.
     #[serde(default)]
     pub full: bool,
     /// End the VM once the checkpoint is durable.

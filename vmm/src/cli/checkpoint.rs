@@ -33,7 +33,7 @@ pub(super) struct Args {
     /// How RAM is captured
     #[arg(long, value_enum, default_value_t)]
     mode: CheckpointMode,
-    /// Write all RAM, not only what changed since the last checkpoint
+    /// Write all RAM and disks, not only what changed since the last checkpoint
     #[arg(long)]
     full: bool,
     /// End the VM once the checkpoint is durable

@@ -17,6 +17,7 @@ use std::{
 };
 
 use ckvmm_snapshot::{Image, LiveDisk, copy_file};
+use uuid::Uuid;
 
 use super::state_dir::StateDir;
 use crate::{
@@ -39,6 +40,8 @@ pub struct Disk {
     pub path: PathBuf,
     mode: DiskMode,
     captured: bool,
+    /// The checkpoint that it was made from, and its length in bytes.
+    made_from: Option<(Uuid, u64)>,
     /// Opened once: a checkpoint may capture it across a reset of the guest.
     live: OnceLock<Arc<LiveDisk>>,
 }
@@ -46,7 +49,7 @@ pub struct Disk {
 impl Disk {
     fn new(config: &DiskConfig, path: PathBuf) -> Self {
         let captured = config.capture && config.mode != DiskMode::ReadOnly;
-        Disk { id: config.id.to_string(), path, mode: config.mode, captured, live: OnceLock::new() }
+        Disk { id: config.id.to_string(), path, mode: config.mode, captured, made_from: None, live: OnceLock::new() }
     }
 
     /// True if the file was made by ckvmm and outlives the VM.
@@ -65,7 +68,11 @@ impl Disk {
             None => {
                 let file = open(&field(&self.id), &self.path, !read_only)?;
                 lock(&self.id, &self.path, &file, read_only)?;
-                Arc::clone(self.live.get_or_init(|| Arc::new(LiveDisk::new(file))))
+                let live = LiveDisk::new(file);
+                if let Some((id, bytes)) = self.made_from {
+                    live.is_as_in(id, bytes);
+                }
+                Arc::clone(self.live.get_or_init(|| Arc::new(live)))
             }
         };
         Ok(DiskBackend { id: self.id.clone(), disk, read_only, captured: self.captured })
@@ -110,7 +117,8 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
                 Ok(())
             })?;
             // Whatever it was before: its file is the guest's own now.
-            Ok(Disk { mode: DiskMode::Private, ..Disk::new(disk, path) })
+            let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
+            Ok(Disk { mode: DiskMode::Private, made_from, ..Disk::new(disk, path) })
         })
         .collect()
 }

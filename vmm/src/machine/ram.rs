@@ -7,11 +7,16 @@
 //! page for it.
 #![allow(unsafe_code)]
 
-use std::{io, os::fd::AsRawFd, ptr, sync::Arc};
+use std::{
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    ptr,
+    sync::Arc,
+};
 
 use ckvmm_devices::GuestRam;
-use ckvmm_snapshot::{MemoryImage, Run};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use ckvmm_snapshot::{MemoryImage, RamPlan, Run};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::{
     arch::layout,
@@ -19,6 +24,8 @@ use crate::{
 };
 
 const HUGE_PAGE: usize = 2 << 20;
+/// Bytes read at a time.
+const PIECE: usize = 256 << 10;
 
 /// Guest RAM and the mappings behind it, which go when this goes.
 #[derive(Debug)]
@@ -44,16 +51,21 @@ impl Ram {
         Ok(Ram { memory, regions, mapped: Vec::new() })
     }
 
-    /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero.
+    /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero. (The shortest
+    /// of very many runs are read: the kernel limits the number of mappings.)
     ///
     /// # Errors
     /// If the image is of a machine with another address map, or a mapping fails.
     pub fn from_image(image: &MemoryImage, bytes: u64) -> Result<Self> {
         let mut ram = Self::zeroed(bytes)?;
-        ram.mapped = image.data_runs();
-        for run in &ram.mapped {
+        let RamPlan { mapped, read } = image.plan();
+        for run in &mapped {
             ram.map_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
+        for run in &read {
+            ram.read_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+        }
+        ram.mapped = mapped;
         Ok(ram)
     }
 
@@ -82,11 +94,23 @@ impl Ram {
                 run.bytes as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                image.file().as_raw_fd(),
+                image.layer(run.layer).as_raw_fd(),
                 run.file_offset as libc::off_t,
             )
         };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn read_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        let mut done = 0;
+        while done < run.bytes {
+            let piece = &mut piece[..(run.bytes - done).min(PIECE as u64) as usize];
+            image.layer(run.layer).read_exact_at(piece, run.file_offset + done)?;
+            self.memory.write_slice(piece, GuestAddress(run.guest_address + done)).map_err(io::Error::other)?;
+            done += piece.len() as u64;
+        }
+        Ok(())
     }
 }
 

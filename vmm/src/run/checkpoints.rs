@@ -14,7 +14,7 @@ use crate::{
     checkpoint::{self, Begun, Plan, Writer},
     cli::ExitStatus,
     config::CheckpointMode,
-    error::Result,
+    error::{Error, Result},
     host::terminal::say,
     operations::{Asker, Running},
 };
@@ -26,6 +26,8 @@ pub(super) struct Wanted {
     pub(super) dir: Option<PathBuf>,
     /// As whoever asks says; `auto` is what the configuration says.
     pub(super) mode: CheckpointMode,
+    /// It is to build on no other one.
+    pub(super) full: bool,
     /// The VM is to end when it is made.
     pub(super) stop: bool,
 }
@@ -41,7 +43,8 @@ impl Life<'_> {
         self.plan_next();
         match self.session.shared.operations().begin(Asker::Signal) {
             Ok(operation) => {
-                return self.checkpoint(operation, Wanted { dir: None, mode: CheckpointMode::Auto, stop });
+                let wanted = Wanted { dir: None, mode: CheckpointMode::Auto, full: false, stop };
+                return self.checkpoint(operation, wanted);
             }
             // It comes after the one that is being made.
             Err(_) if stop => self.session.then_stop = true,
@@ -56,7 +59,7 @@ impl Life<'_> {
         let ran = self.machine.is_running();
         let begun = match self.begin(&operation, wanted) {
             Ok(begun) => begun,
-            Err(error) => return self.checkpointed(Finished { operation, in_store, made: Err(error) }),
+            Err(error) => return self.checkpointed(Finished::failed(operation, in_store, error)),
         };
         let verification = self.session.verification.clone();
         let unfinished = Unfinished { begun, operation, in_store, verification };
@@ -77,13 +80,18 @@ impl Life<'_> {
 
     fn begin(&mut self, operation: &Running, wanted: Wanted) -> Result<Begun> {
         let session = &self.session;
-        let staged = match wanted.dir {
+        let mut staged = match wanted.dir {
             Some(dir) => {
                 dir.parent().map(Store::new).iter().for_each(sweep);
                 StagedImage::create(&dir)?
             }
             None => session.store.stage()?,
         };
+        if let Some(base) = session.base.as_ref().filter(|_| !wanted.full)
+            && let Err(error) = staged.build_on(base)
+        {
+            tracing::info!(%error, "the checkpoint will be a full one");
+        }
         let mode = match wanted.mode {
             CheckpointMode::Auto => session.config.checkpoint.mode,
             mode => mode,
@@ -130,11 +138,12 @@ fn writer(mode: CheckpointMode, stop: bool) -> Writer {
 
 impl Session {
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
-    fn checkpointed(&mut self, Finished { operation, in_store, made }: Finished, then: &str) -> bool {
+    fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
         self.writing = false;
         match made {
             Ok(done) => {
                 self.origin.parent = Some(done.id);
+                self.base = image;
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
                     done.dir.display(),
@@ -151,6 +160,9 @@ impl Session {
                 true
             }
             Err(error) => {
+                if matches!(error, Error::Snapshot(ckvmm_snapshot::Error::Base { .. })) {
+                    self.base = None;
+                }
                 let error = error.to_string();
                 let line = format!("checkpoint: {}{then}", error.trim_start_matches("checkpoint: "));
                 operation.fail(error);

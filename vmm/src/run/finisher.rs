@@ -1,11 +1,15 @@
 //! The thread on which checkpoints are finished while the guest runs: one at a time, in the order they were begun.
 
 use std::{
-    sync::mpsc::{self, Sender},
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread,
 };
 
-use ckvmm_snapshot::Progress;
+use ckvmm_snapshot::{Image, Progress};
 
 use super::{session::Event, verification::Verification};
 use crate::{
@@ -31,6 +35,15 @@ pub(super) struct Finished {
     pub(super) operation: Running,
     pub(super) in_store: bool,
     pub(super) made: Result<CheckpointDone>,
+    /// For the next one to build on.
+    pub(super) image: Option<Arc<Image>>,
+}
+
+impl Finished {
+    /// One that came to nothing.
+    pub(super) fn failed(operation: Running, in_store: bool, error: Error) -> Self {
+        Finished { operation, in_store, made: Err(error), image: None }
+    }
 }
 
 impl Unfinished {
@@ -39,8 +52,17 @@ impl Unfinished {
         let Unfinished { begun, operation, in_store, verification } = self;
         let progress = operation.progress();
         let made = begun.finish(progress, || is_sound(&verification, progress));
-        Finished { operation, in_store, made }
+        // Without it the next one is a full one.
+        let image = made.as_ref().ok().and_then(|done| reopen(&done.dir).ok()).map(Arc::new);
+        Finished { operation, in_store, made, image }
     }
+}
+
+/// The checkpoint that was made, without the states in it, which nobody needs.
+fn reopen(dir: &Path) -> Result<Image> {
+    let mut image = Image::open(dir)?;
+    drop(image.take_state()?);
+    Ok(image)
 }
 
 /// What was restored from a damaged image is not to live on under new digests.

@@ -183,8 +183,8 @@ impl Life<'_> {
             Command::Resume => (self.resume().map_err(failed), Next::Continue),
             Command::PowerOff { force: true } => (Ok(()), Next::End(ExitStatus::Failed)),
             Command::PowerOff { force: false } => (self.press_power_button().map_err(failed), Next::Continue),
-            Command::Checkpoint { operation, dir, mode, stop } => {
-                (Ok(()), self.checkpoint(operation, Wanted { dir, mode, stop })?)
+            Command::Checkpoint { operation, dir, mode, full, stop } => {
+                (Ok(()), self.checkpoint(operation, Wanted { dir, mode, full, stop })?)
             }
         };
         reply.send(outcome);

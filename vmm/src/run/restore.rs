@@ -1,6 +1,9 @@
 //! A VM from a checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ckvmm_snapshot::{Image, Progress};
 use uuid::Uuid;
@@ -47,6 +50,8 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         Clock::Now => ClockPolicy::Now,
     };
     machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
+    let image = Arc::new(image);
+    session.base = Some(Arc::clone(&image));
     if !options.verify_full {
         session.verification = Verification::begin(image, session.sender.clone())?;
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ckvmm_net::Tap;
-use ckvmm_snapshot::Store;
+use ckvmm_snapshot::{Image, Store};
 use uuid::Uuid;
 
 use super::{
@@ -80,6 +80,8 @@ pub(super) struct Session {
     /// Number of the machine that runs.
     pub(super) machine: AtomicU64,
     pub(super) finisher: Finisher,
+    /// What the next checkpoint builds on: the last one that was made, or the one that the VM was restored from.
+    pub(super) base: Option<Arc<Image>>,
     /// The finisher has a checkpoint.
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
@@ -120,6 +122,7 @@ impl Session {
             verification: Verification::done(),
             machine: AtomicU64::new(0),
             finisher,
+            base: None,
             writing: false,
             then_stop: false,
         })

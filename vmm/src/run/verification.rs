@@ -43,7 +43,7 @@ impl Verification {
     }
 
     /// Compares `image` on a thread of its own; damage becomes an event at once.
-    pub(super) fn begin(image: Image, events: Sender<Event>) -> Result<Self> {
+    pub(super) fn begin(image: Arc<Image>, events: Sender<Event>) -> Result<Self> {
         let begun = Verification(Arc::new(Inner { outcome: Mutex::new(None), changed: Condvar::new() }));
         let verification = begun.clone();
         let verify = move || {

@@ -36,7 +36,7 @@ fn a_second_checkpoint_is_refused_while_one_runs() {
     let refused = problem(client.post_for_location("/v1/checkpoints", &json!({})).unwrap_err());
     assert_eq!(refused, (409, line.clone()));
     // the same for a signal
-    let signal = vm.control.checkpoint(Asker::Signal, None, Default::default(), false);
+    let signal = vm.control.checkpoint(Asker::Signal, None, Default::default(), false, false);
     assert_eq!(signal.unwrap_err().to_string(), line);
     vm.next_checkpoint().fail("disk full");
     let operation: Operation = client.get(&first).unwrap();

@@ -1,0 +1,219 @@
+//! Guest RAM on its way into a memory file, chunk by chunk.
+//!
+//! ```text
+//! first image     read a piece │ digest it │ write it unless it is zero
+//! one that builds on another   the image's own pages, never written   the chunk is as it was; not even read
+//!                              read and digest: as the other's digest  the chunk is as it was
+//!                              else compare page by page with the other image, write those that differ
+//! ```
+//!
+//! RAM is copied out of the guest 256 KiB at a time, and digest and write work on the copy, which is still in the
+//! core's cache: no reference to memory that another thread may change ever exists, and it costs nothing that can be
+//! measured, since the time goes into bringing RAM to the core, which happens once.
+//!
+//! Nothing keeps a record of what the guest writes: no record can be lost with a checkpoint that fails, and the guest
+//! pays for none. (KVM's dirty log and userfaultfd's write protection have the guest fault once for each page of 4 KiB,
+//! and split its huge pages.) What it costs is to digest RAM in the background, 4 GB a second.
+//!
+//! Invariant: once made, a [`ChunkWriter`] allocates nothing, takes no lock and touches only its arguments, so that it
+//! can also work in a process that was forked from a threaded one.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::digest::{Chunk, ChunkDigester};
+use crate::files;
+use crate::image::Image;
+use crate::large::LargeFile;
+use crate::layers::{Changed, PageSet};
+use crate::limits::{CHUNK_BYTES, PAGE_BYTES, PIECE_BYTES};
+use crate::memory::{PlannedChunk, Run};
+use crate::pagemap::PageMap;
+use crate::sparse;
+
+const PAGE: usize = PAGE_BYTES as usize;
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WrittenChunk {
+    pub(crate) chunk: Chunk,
+    pub(crate) changed: Changed,
+}
+
+/// Why a chunk could not be written.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// The memory file could not be written.
+    Write(io::Error),
+    /// The image that this one builds on could not be read.
+    Base(io::Error),
+}
+
+/// The image that is built on.
+pub(crate) struct Base {
+    image: Arc<Image>,
+    chunks: Vec<Chunk>,
+    /// A layer of it that is to be written anew.
+    fold: Option<u8>,
+}
+
+impl Base {
+    /// Builds on `image`, whose memory has the same regions.
+    pub(crate) fn new(image: Arc<Image>) -> Base {
+        let chunks: Vec<Chunk> = image.memory().0.map.chunks().map(|(_, chunk)| chunk).collect();
+        let fold = image.memory().0.layers.to_fold(chunks.len());
+        Base { image, chunks, fold }
+    }
+
+    fn file(&self) -> &LargeFile {
+        &self.image.memory().0
+    }
+
+    /// True if a page of the chunk is to be written whether it has changed or not.
+    fn is_folded(&self, chunk: usize) -> bool {
+        self.fold.is_some_and(|layer| self.chunks[chunk] != Chunk::Zero && self.file().layers.holds(chunk, layer))
+    }
+
+    fn is_folded_page(&self, chunk: usize, page: usize) -> bool {
+        self.fold.is_some_and(|layer| self.file().layers.holds_page(chunk, page, layer))
+    }
+}
+
+/// Writes chunks of RAM.
+pub(crate) struct ChunkWriter {
+    piece: Box<[u8]>,
+    /// The same place in the image that is built on.
+    old_piece: Box<[u8]>,
+    digester: ChunkDigester,
+    pages: PageMap,
+    base: Option<Base>,
+}
+
+impl ChunkWriter {
+    /// `mapped` are the runs of RAM, ascending, over which a file is mapped: that of `base`, or of an image that it goes
+    /// back to, if there is a base.
+    pub(crate) fn new(mapped: &[Run], base: Option<Base>) -> Self {
+        ChunkWriter {
+            piece: vec![0; PIECE_BYTES].into_boxed_slice(),
+            old_piece: vec![0; if base.is_some() { PIECE_BYTES } else { 0 }].into_boxed_slice(),
+            digester: ChunkDigester::new(),
+            pages: PageMap::new(mapped),
+            base,
+        }
+    }
+
+    /// The descriptors that it needs.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.base.iter().flat_map(|base| base.file().descriptors())
+    }
+
+    /// To be called in the process that writes.
+    pub(crate) fn begin(&mut self) {
+        self.pages.begin();
+    }
+
+    /// Digests a chunk and writes what has to be.
+    pub(crate) fn write(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        planned: &PlannedChunk,
+        to: &File,
+    ) -> Result<WrittenChunk, Trouble> {
+        self.pages.look(memory, planned);
+        let index = (planned.file.start / CHUNK_BYTES) as usize;
+        let Some(base) = &self.base else {
+            let chunk = self.pass(memory, planned, |piece, at| files::write_at(to, piece, at));
+            return chunk.map(|chunk| WrittenChunk { chunk, changed: Changed::All }).map_err(Trouble::Write);
+        };
+        let (old, folded) = (base.chunks[index], base.is_folded(index));
+        if self.pages.is_as_mapped() && !folded {
+            return Ok(WrittenChunk { chunk: old, changed: Changed::Nothing });
+        }
+        if old == Chunk::Zero {
+            let chunk = self.pass(memory, planned, |piece, at| sparse::write_data(to, piece, at));
+            let chunk = chunk.map_err(Trouble::Write)?;
+            let changed = if chunk == old { Changed::Nothing } else { Changed::All };
+            return Ok(WrittenChunk { chunk, changed });
+        }
+        let chunk = self.pass(memory, planned, |_, _| Ok(())).map_err(Trouble::Write)?;
+        let changed = match chunk {
+            Chunk::Zero => Changed::All,
+            Chunk::Data(_) if chunk == old && !folded => Changed::Nothing,
+            Chunk::Data(_) => Changed::Pages(self.write_changed(memory, planned, index, to)?),
+        };
+        Ok(WrittenChunk { chunk, changed })
+    }
+
+    /// Reads the chunk and digests it; `each` gets the pieces that are not zero and their places in the file.
+    fn pass(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        planned: &PlannedChunk,
+        mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<Chunk> {
+        for (done, count) in pieces(planned.guest_bytes) {
+            if self.pages.is_untouched(done, count) {
+                self.digester.zeros(count as u64);
+                continue;
+            }
+            let piece = &mut self.piece[..count];
+            copy_out(memory, planned.guest_address + done, piece)?;
+            if self.digester.piece(piece) {
+                each(piece, planned.file.start + done)?;
+            }
+        }
+        self.digester.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
+        Ok(self.digester.finish())
+    }
+
+    /// Writes the pages of the chunk that are not as in the image that is built on.
+    fn write_changed(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        planned: &PlannedChunk,
+        index: usize,
+        to: &File,
+    ) -> Result<PageSet, Trouble> {
+        let Some(base) = &self.base else { return Ok(PageSet::default()) };
+        let mut changed = PageSet::default();
+        for (done, count) in pieces(planned.guest_bytes) {
+            let (new, old) = (&mut self.piece[..count], &mut self.old_piece[..count]);
+            copy_out(memory, planned.guest_address + done, new).map_err(Trouble::Write)?;
+            base.file().read(planned.file.start + done, old).map_err(Trouble::Base)?;
+            let first = (done / PAGE_BYTES) as usize;
+            let is_new = |page: usize| {
+                let bytes = page * PAGE..(page + 1) * PAGE;
+                new[bytes.clone()] != old[bytes] || base.is_folded_page(index, first + page)
+            };
+            let mut page = 0;
+            while page < count / PAGE {
+                let start = page;
+                while page < count / PAGE && is_new(page) {
+                    changed.insert(first + page);
+                    page += 1;
+                }
+                let at = planned.file.start + done + (start * PAGE) as u64;
+                sparse::write_data(to, &new[start * PAGE..page * PAGE], at).map_err(Trouble::Write)?;
+                page += 1;
+            }
+        }
+        // What the file has beyond the region's end is nobody's: it needs no layer.
+        (planned.guest_bytes / PAGE_BYTES..CHUNK_BYTES / PAGE_BYTES).for_each(|page| changed.insert(page as usize));
+        Ok(changed)
+    }
+}
+
+/// The pieces of `bytes` bytes: offset and length.
+fn pieces(bytes: u64) -> impl Iterator<Item = (u64, usize)> {
+    (0..bytes).step_by(PIECE_BYTES).map(move |done| (done, (bytes - done).min(PIECE_BYTES as u64) as usize))
+}
+
+fn copy_out(memory: &GuestMemoryMmap, address: u64, to: &mut [u8]) -> io::Result<()> {
+    let slice = memory.get_slice(GuestAddress(address), to.len());
+    slice.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?.copy_to(to);
+    Ok(())
+}
