@@ -1,6 +1,6 @@
 # Short names for cargo and shell commands; whatever is more than a line is a script of its own.
 .DEFAULT_GOAL := help
-.PHONY: help deps images bare-metal lab-shell demo test bench soak clean
+.PHONY: help deps images bare-metal lab-shell demo test mutants bench soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -24,6 +24,9 @@ demo: deps images ## see a guest checkpointed, killed and restored
 
 test: deps images ## all tests
 	@tests/all
+
+mutants: deps bare-metal ## see that each test of bad input fails without its check
+	@tests/mutants
 
 bench: deps bare-metal ## what checkpoints and restores cost the guest
 	@cargo build --quiet --release --package ckvmm --package ckvmm-bench

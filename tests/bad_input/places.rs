@@ -77,7 +77,8 @@ fn a_state_directory_that_cannot_be_one() {
     fs::write(home.join("file"), "").unwrap();
     for state in ["file", "no/such/place"] {
         let output = home.boot_to_its_end(&bare_metal::config("job=hello"), &["--state", state]);
-        refused(&output, FAILED, &[state, "--state"]);
+        let named = format!("{state}: the state directory cannot be made there");
+        refused(&output, FAILED, &[&named, "--state"]);
     }
 }
 

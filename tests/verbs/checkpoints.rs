@@ -102,7 +102,11 @@ fn inspect_says_what_it_holds() {
     let [parent, child] = [&first, &second].map(|dir| home.json(["inspect", dir, "--json"])["manifest"].clone());
     assert_eq!(child["parent"], parent["id"]);
     assert_eq!(child["lineage"], parent["lineage"]);
-    assert_eq!((&parent["format_version"], &child["format_version"]), (&serde_json::json!(1), &serde_json::json!(2)), "it builds on the first");
+    assert_eq!(
+        (&parent["format_version"], &child["format_version"]),
+        (&serde_json::json!(1), &serde_json::json!(2)),
+        "it builds on the first"
+    );
     assert_eq!(child["config"]["name"], "t");
     assert_eq!(child["config"]["checkpoint"]["dir"], home.join("checkpoints").to_str().unwrap(), "absolute");
     assert_eq!(child["memory_bytes"], 32 << 20);
