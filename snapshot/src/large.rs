@@ -125,7 +125,7 @@ impl LargeFile {
     }
 
     /// The file that holds this chunk, or the image's own if several do.
-    fn holder(&self, range: &Range<u64>) -> PathBuf {
+    pub(crate) fn holder(&self, range: &Range<u64>) -> PathBuf {
         let mut runs = self.layers.runs(range.clone());
         match (runs.next(), runs.next()) {
             (Some((layer, _)), None) => self.files[layer].path.clone(),

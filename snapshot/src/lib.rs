@@ -17,6 +17,7 @@ mod error;
 #[cfg(test)]
 mod fault;
 mod files;
+mod flatten;
 mod image;
 mod large;
 mod layers;

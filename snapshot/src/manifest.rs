@@ -167,6 +167,11 @@ impl Manifest {
         if builds_on_others { 2 } else { 1 }
     }
 
+    /// True for the name of a file that another checkpoint wrote.
+    pub fn is_shared(name: &str) -> bool {
+        names::classify(name) == Some(names::FileKind::Layer)
+    }
+
     /// True if it builds on what other checkpoints wrote.
     pub fn is_incremental(&self) -> bool {
         Manifest::format_version(&self.files) > 1

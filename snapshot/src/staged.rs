@@ -247,7 +247,7 @@ impl StagedImage {
         digested.into_iter().try_for_each(|(name, file, map, layers)| self.record_large(&name, file, &map, &layers))
     }
 
-    fn make_disks_directory(&self) -> Result<()> {
+    pub(crate) fn make_disks_directory(&self) -> Result<()> {
         let disks = self.directory.join(names::DISKS);
         if disks.symlink_metadata().is_err() { files::create_dir(&disks) } else { Ok(()) }
     }
@@ -262,7 +262,7 @@ impl StagedImage {
     }
 
     /// Writes the map of a large file that is complete, and the table of its layers, then counts all as written.
-    fn record_large(&mut self, name: &str, file: File, map: &ChunkMap, layers: &Layers) -> Result<()> {
+    pub(crate) fn record_large(&mut self, name: &str, file: File, map: &ChunkMap, layers: &Layers) -> Result<()> {
         let bytes = map.encode();
         self.write_small(&names::map_of(name), &bytes)?;
         if !layers.is_single() {

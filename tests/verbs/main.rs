@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod chains;
 mod checkpoints;
 mod operations;
 mod vm;

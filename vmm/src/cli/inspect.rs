@@ -24,10 +24,11 @@ impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let image = Image::open(&self.checkpoint)?;
         if self.json {
-            let on_disk = output::on_disk(image.path(), image.manifest());
+            let (own, shared) = output::on_disk(image.path(), image.manifest());
             output::print_json(&json!({
                 "path": image.path(),
-                "on_disk_bytes": on_disk,
+                "on_disk_bytes": own,
+                "shared_bytes": shared,
                 "manifest": image.manifest(),
             }))?;
         } else {
@@ -40,10 +41,11 @@ impl Args {
 fn rows(image: &Image) -> Vec<Vec<String>> {
     let manifest = image.manifest();
     let Manifest { id, lineage, parent, name, created, mode, memory_bytes, pause_us, duration_us, .. } = manifest;
+    let (own, shared) = output::on_disk(image.path(), manifest);
     let mut rows: Vec<Vec<String>> = [
         ("checkpoint", image.path().display().to_string()),
         ("VM", name.clone()),
-        ("created", created.to_string()),
+        ("created", format!("{created} ({} ago)", output::age(*created))),
         ("id", id.to_string()),
         ("lineage", lineage.to_string()),
         ("parent", parent.map_or_else(|| "none".into(), |id| id.to_string())),
@@ -52,7 +54,10 @@ fn rows(image: &Image) -> Vec<Vec<String>> {
         ("pause", output::time(*pause_us)),
         ("duration", output::time(*duration_us)),
         ("memory", output::bytes(*memory_bytes)),
-        ("on disk", output::bytes(output::on_disk(image.path(), manifest))),
+        (
+            "on disk",
+            format!("{} of its own, {} shared with other checkpoints", output::bytes(own), output::bytes(shared)),
+        ),
     ]
     .map(|(name, value)| vec![name.to_owned(), value])
     .into();

@@ -1,6 +1,6 @@
 //! `ckvmm list`: the checkpoints in a store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ckvmm_snapshot::{Entry, Manifest, Store};
 use serde_json::{Value, json};
@@ -25,30 +25,37 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
-        let shown = self.store.display();
-        if self.store.join(MANIFEST).exists() {
-            let line = format!("{shown}: is one checkpoint, not a directory of them; use ckvmm inspect {shown}");
-            return Err(UsageError(line).into());
-        }
-        if !self.store.is_dir() {
-            anyhow::bail!("{shown}: no such directory; name one that holds checkpoints");
-        }
-        let entries = Store::new(&self.store).list()?;
+        let entries = open(&self.store)?.list()?;
         if self.json {
             output::print_json(&entries.iter().map(as_json).collect::<Vec<_>>())?;
         } else {
-            let header = ["CHECKPOINT", "CREATED", "VM", "MEMORY", "ON DISK", "PAUSE", "ID"];
+            let header =
+                ["CHECKPOINT", "AGE", "VM", "MEMORY", "OWN", "SHARED", "PAUSE", "DURATION", "MODE", "PARENT", "ID"];
             output::print(&output::table(&header, entries.iter().map(row)))?;
         }
         Ok(ExitStatus::Success)
     }
 }
 
+/// The store at `path`, if it is a directory of checkpoints.
+pub(super) fn open(path: &Path) -> anyhow::Result<Store> {
+    let shown = path.display();
+    if path.join(MANIFEST).exists() {
+        let line = format!("{shown}: is one checkpoint, not a directory of them; use ckvmm inspect {shown}");
+        return Err(UsageError(line).into());
+    }
+    if !path.is_dir() {
+        anyhow::bail!("{shown}: no such directory; name one that holds checkpoints");
+    }
+    Ok(Store::new(path))
+}
+
 fn as_json(entry: &Entry) -> Value {
     match &entry.manifest {
         Ok(manifest) => json!({
             "path": entry.path,
-            "on_disk_bytes": output::on_disk(&entry.path, manifest),
+            "on_disk_bytes": output::on_disk(&entry.path, manifest).0,
+            "shared_bytes": output::on_disk(&entry.path, manifest).1,
             "manifest": manifest,
         }),
         Err(e) => json!({ "path": entry.path, "error": e.to_string() }),
@@ -59,14 +66,19 @@ fn row(entry: &Entry) -> Vec<String> {
     let name = entry.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     match &entry.manifest {
         Ok(manifest) => {
-            let Manifest { id, name: vm, created, memory_bytes, pause_us, .. } = manifest;
+            let Manifest { id, parent, name: vm, memory_bytes, pause_us, duration_us, mode, .. } = manifest;
+            let (own, shared) = output::on_disk(&entry.path, manifest);
             vec![
                 name,
-                format!("{created:.0}"),
+                output::age(manifest.created),
                 vm.clone(),
                 output::bytes(*memory_bytes),
-                output::bytes(output::on_disk(&entry.path, manifest)),
+                output::bytes(own),
+                output::bytes(shared),
                 output::time(*pause_us),
+                output::time(*duration_us),
+                mode.clone(),
+                parent.map_or_else(|| "-".into(), |parent| output::brief(&parent)),
                 id.to_string(),
             ]
         }

@@ -10,11 +10,13 @@ mod checkpoint;
 mod console;
 mod doctor;
 mod exit;
+mod flatten;
 mod inspect;
 mod list;
 pub(crate) mod output;
 mod power;
 mod progress;
+mod prune;
 mod ps;
 mod restore;
 mod status;
@@ -67,6 +69,8 @@ enum Verb {
     Console(console::Args),
     List(list::Args),
     Inspect(inspect::Args),
+    Flatten(flatten::Args),
+    Prune(prune::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
 }
@@ -103,6 +107,8 @@ impl Verb {
             Self::Console(args) => args.run(),
             Self::List(args) => args.run(),
             Self::Inspect(args) => args.run(),
+            Self::Flatten(args) => args.run(),
+            Self::Prune(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Doctor(args) => args.run(),
         }

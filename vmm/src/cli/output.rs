@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use ckvmm_snapshot::Manifest;
 use comfy_table::{Table, presets};
+use jiff::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::config::Bytes;
 
@@ -43,10 +45,25 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     lines.join("\n")
 }
 
-/// Bytes that the files of the checkpoint in `dir` take on the disk: holes take none.
-pub(crate) fn on_disk(dir: &Path, manifest: &Manifest) -> u64 {
-    let sizes = manifest.files.keys().filter_map(|name| std::fs::metadata(dir.join(name)).ok());
-    sizes.map(|file| file.blocks().saturating_mul(512)).sum()
+/// Bytes that the files of the checkpoint in `dir` take on the disk, those that it wrote and those that it has of others;
+/// holes take none.
+pub(crate) fn on_disk(dir: &Path, manifest: &Manifest) -> (u64, u64) {
+    let (shared, own): (Vec<_>, Vec<_>) = manifest.files.keys().partition(|name| Manifest::is_shared(name));
+    let sum = |names: Vec<&String>| {
+        let sizes = names.into_iter().filter_map(|name| std::fs::metadata(dir.join(name)).ok());
+        sizes.map(|file| file.blocks().saturating_mul(512)).sum()
+    };
+    (sum(own), sum(shared))
+}
+
+/// How long ago `then` was.
+pub(crate) fn age(then: Timestamp) -> String {
+    time(u64::try_from(Timestamp::now().duration_since(then).as_micros()).unwrap_or(0))
+}
+
+/// The beginning of an id, enough to tell a few apart.
+pub(crate) fn brief(id: &Uuid) -> String {
+    id.to_string().chars().take(8).collect()
 }
 
 /// `1GiB`, `1.5GiB`, `700KiB`.

@@ -1,15 +1,11 @@
 //! `ckvmm verify`: every byte of a checkpoint against its digests.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use ckvmm_snapshot::{Image, Progress};
 use serde_json::json;
 
 use super::{ExitStatus, output, progress};
-
-/// How often the bar moves.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Compare every byte of a checkpoint with its digests
 #[derive(Debug, clap::Args)]
@@ -27,7 +23,8 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let progress = Progress::default();
-        let verified = Image::open(&self.checkpoint).and_then(|image| watched(&image, &progress));
+        let verified = Image::open(&self.checkpoint)
+            .and_then(|image| progress::watched("verifying", &progress, || image.verify(&progress)));
         let (checked, path) = (progress.bytes_done(), self.checkpoint.display());
         if self.json {
             let error = verified.as_ref().err().map(ToString::to_string);
@@ -41,18 +38,4 @@ impl Args {
         }
         Ok(ExitStatus::Success)
     }
-}
-
-/// Verifies on another thread while this one moves the bar.
-fn watched(image: &Image, progress: &Progress) -> ckvmm_snapshot::Result<()> {
-    std::thread::scope(|scope| {
-        let work = scope.spawn(|| image.verify(progress));
-        let bar = progress::Bar::new();
-        while !work.is_finished() {
-            bar.update("verifying", progress.bytes_done(), progress.bytes_total());
-            std::thread::sleep(LOOK_EVERY);
-        }
-        drop(bar);
-        work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use ckvmm_snapshot::{Entry, StagedImage, Store};
+use ckvmm_snapshot::{StagedImage, Store};
 
 use super::{
     finisher::{Finished, Unfinished},
@@ -202,21 +202,8 @@ impl Session {
     /// is no reason to disturb the guest.
     fn prune(&self) {
         let Some(keep) = self.config.checkpoint.keep else { return };
-        if let Err(error) = self.remove_all_but(keep as usize) {
+        if let Err(error) = self.store.prune(keep as usize, Some(self.origin.lineage)) {
             say(&format!("old checkpoints cannot be removed: {error}"));
         }
-    }
-
-    fn remove_all_but(&self, keep: usize) -> Result<()> {
-        let is_ours = |entry: &Entry| {
-            let lineage = entry.manifest.as_ref().map(|manifest| manifest.lineage);
-            entry.number.is_some() && lineage.is_ok_and(|lineage| lineage == self.origin.lineage)
-        };
-        let ours: Vec<_> = self.store.list()?.into_iter().filter(is_ours).collect();
-        for old in &ours[..ours.len().saturating_sub(keep)] {
-            let name = old.path.file_name().unwrap_or_default().to_string_lossy();
-            self.store.remove(&name)?;
-        }
-        Ok(())
     }
 }
