@@ -5,18 +5,19 @@
 //! disks/root.base   what it was made from: path, bytes, time of the last change
 //! ```
 //!
-//! Invariant: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
-//! not ask to be replaced.
+//! Invariants: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
+//! not ask to be replaced. The name is durable before the guest runs: what it flushes is found under it after a power
+//! loss, and not under a name that is swept.
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use ckvmm_snapshot::{Image, LiveDisk, copy_file};
+use ckvmm_snapshot::{Image, LiveDisk, copy_file, rename_durably};
 use uuid::Uuid;
 
 use super::state_dir::StateDir;
@@ -135,9 +136,16 @@ fn working_copy(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Path
     lock(&disk.id, &disk.path, &base, true)?;
     whole(&path, |unfinished| {
         copy_file(&base, &disk.path, unfinished)?;
-        fs::write(&note, origin).map_err(cannot_make(&path))
+        write_durably(&note, &origin).map_err(cannot_make(&path))
     })?;
     Ok(path)
+}
+
+/// A note that were lost would make of the guest's disk one whose origin has changed.
+fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 /// Makes the file `path` under another name, so that it is whole or not there. What a crash left of it goes.
@@ -145,7 +153,7 @@ fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let unfinished = path.with_extension("raw.tmp");
     remove_if_there(&unfinished)?;
     make(&unfinished)?;
-    fs::rename(&unfinished, path).map_err(cannot_make(path))
+    Ok(rename_durably(&unfinished, path)?)
 }
 
 fn cannot_make(path: &Path) -> impl FnOnce(io::Error) -> Error {
