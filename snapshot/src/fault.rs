@@ -1,9 +1,13 @@
 //! A layer between this crate and the file system, for its tests: it records the operations of a thread in order, and
-//! can fail one of them or, like a crash, let none happen from some point on.
+//! can fail one of them or, like a crash, let none happen from some point on. It can also keep a journal of all that
+//! they changed.
 
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::change::Change;
+use crate::crash::journal::{Journal, Mark, Op};
 
 /// An operation and what it was to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub(crate) enum Fault {
 struct Layer {
     fault: Fault,
     steps: Vec<Step>,
+    journal: Option<Journal>,
     process: u32,
 }
 
@@ -42,16 +47,45 @@ thread_local! {
 
 /// Runs `work` with `fault` and returns what it did.
 pub(crate) fn with<T>(fault: Fault, work: impl FnOnce() -> T) -> (T, Vec<Step>) {
-    LAYER.with_borrow_mut(|layer| {
-        *layer = Some(Layer { fault, steps: Vec::with_capacity(STEPS), process: std::process::id() })
-    });
-    let result = work();
-    let layer = LAYER.with_borrow_mut(Option::take).expect("nobody else takes it");
+    let (result, layer) = under(fault, None, work);
     (result, layer.steps)
 }
 
-/// See [`crate::files`].
-pub(crate) fn step(operation: &'static str, path: &Path) -> io::Result<()> {
+/// Runs `work` and returns all that it changed, everything in the directory `root`.
+pub(crate) fn recorded<T>(root: &Path, work: impl FnOnce() -> T) -> (T, Vec<Op>) {
+    let (result, layer) = under(Fault::None, Some(Journal::new(root)), work);
+    (result, layer.journal.expect("it was put there").into_ops())
+}
+
+fn under<T>(fault: Fault, journal: Option<Journal>, work: impl FnOnce() -> T) -> (T, Layer) {
+    let layer = Layer { fault, steps: Vec::with_capacity(STEPS), journal, process: std::process::id() };
+    LAYER.set(Some(layer));
+    let result = work();
+    (result, LAYER.take().expect("nobody else takes it"))
+}
+
+/// Notes in the journal how far the run is.
+pub(crate) fn mark(mark: Mark) {
+    LAYER.with_borrow_mut(|layer| {
+        if let Some(journal) = layer.as_mut().and_then(|layer| layer.journal.as_mut()) {
+            journal.mark(mark);
+        }
+    });
+}
+
+/// Does `operation`, which makes `change`; see [`crate::files`].
+pub(crate) fn perform<T>(change: Change<'_>, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    step(change.name(), change.path())?;
+    let result = operation()?;
+    LAYER.with_borrow_mut(|layer| match layer {
+        // A child has a copy of the journal, and cannot allocate.
+        Some(Layer { journal: Some(journal), process, .. }) if *process == std::process::id() => journal.note(change),
+        _ => {}
+    });
+    Ok(result)
+}
+
+fn step(operation: &'static str, path: &Path) -> io::Result<()> {
     LAYER.with_borrow_mut(|layer| {
         let Some(layer) = layer else { return Ok(()) };
         let now = layer.steps.len();

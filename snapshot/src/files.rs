@@ -1,5 +1,6 @@
 //! Every operation of this crate that changes a file system, and the guarded ways of opening what is in one. Each
-//! announces itself to [`step`] first, so that a test can see their order, fail one, or stop the world there.
+//! [`perform`]s a [`Change`], so that a test can see their order, fail one, stop the world there, or keep a journal of
+//! them and ask what a disk may hold if the power fails.
 //!
 //! Invariants: no file of an image is ever overwritten; what is created is private to its owner (0700, 0600); of an
 //! image only regular files are opened, never through a symbolic link of their own and never blocking on a pipe.
@@ -14,22 +15,22 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, copy_file_range, renameat2};
 use nix::unistd::linkat;
 
+use crate::change::Change;
 use crate::error::{Error, Result};
 #[cfg(test)]
-use crate::fault::step;
+use crate::fault::perform;
 use crate::reflink::reflink;
 
-/// Called before each operation with its name and what it changes; the operation happens only if this succeeds.
+/// Does `operation`, which makes `change`.
 #[cfg(not(test))]
 #[inline(always)]
-fn step(_operation: &'static str, _path: &Path) -> io::Result<()> {
-    Ok(())
+fn perform<T>(_change: Change<'_>, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    operation()
 }
 
 /// Makes a directory that only its owner can use.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
-    step("mkdir", path)
-        .and_then(|()| DirBuilder::new().mode(0o700).create(path))
+    perform(Change::MakeDirectory(path), || DirBuilder::new().mode(0o700).create(path))
         .map_err(|source| Error::io(path, "make the directory", source))
 }
 
@@ -37,7 +38,7 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
 pub(crate) fn create(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
-    step("create", path).and_then(|()| options.open(path)).map_err(|source| Error::io(path, "make the file", source))
+    perform(Change::Create(path), || options.open(path)).map_err(|source| Error::io(path, "make the file", source))
 }
 
 /// Opens a file of an image for reading, and says how long it is.
@@ -81,36 +82,32 @@ pub(crate) fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> 
 
 /// Writes all of `bytes` at `offset`, without a copy or an allocation: the caller makes an [`Error`] of a failure.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    step("write", Path::new(""))?;
-    file.write_all_at(bytes, offset)
+    perform(Change::Write { file, bytes, offset }, || file.write_all_at(bytes, offset))
 }
 
 /// Gives a file its length. What was not written reads as zeros and takes no space.
 pub(crate) fn set_len(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    step("set_len", path)
-        .and_then(|()| file.set_len(bytes))
+    perform(Change::SetLength { file, path, bytes }, || file.set_len(bytes))
         .map_err(|source| Error::io_wanting(path, "give it its length", bytes, source))
 }
 
 /// Makes the empty file `to` share all of `from`; see [`reflink`](crate::reflink).
 pub(crate) fn share_extents(from: &File, to: &File) -> io::Result<()> {
-    step("reflink", Path::new("")).and_then(|()| reflink(from, to))
+    perform(Change::Share { to }, || reflink(from, to))
 }
 
 /// Copies up to `count` bytes at `offset` to the same place of `to`, inside the kernel (copy_file_range(2)).
 pub(crate) fn copy_range(from: &File, to: &File, offset: u64, count: usize) -> io::Result<usize> {
-    step("copy", Path::new(""))?;
     let copy = || {
         let (mut source, mut target) = (offset as i64, offset as i64);
         Ok(copy_file_range(from, Some(&mut source), to, Some(&mut target), count)?)
     };
-    retry(copy)
+    perform(Change::Copy { to, offset, count }, || retry(copy))
 }
 
 /// Waits until a file's content and length are durable.
 pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
-    step("sync", path)
-        .and_then(|()| retry(|| file.sync_all()))
+    perform(Change::Sync { file, path }, || retry(|| file.sync_all()))
         // Space may be found missing only now, where it is allocated late.
         .map_err(|source| {
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
@@ -121,8 +118,7 @@ pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
 /// Waits until the names in a directory are durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     let directory = open_dir(path)?;
-    step("sync_dir", path)
-        .and_then(|()| retry(|| directory.sync_all()))
+    perform(Change::SyncDirectory(path), || retry(|| directory.sync_all()))
         .map_err(|source| Error::io(path, "make its entries durable", source))
 }
 
@@ -137,13 +133,15 @@ pub(crate) fn open_dir(path: &Path) -> Result<File> {
 
 /// Renames within a directory, replacing what had the name.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    step("rename", to).and_then(|()| std::fs::rename(from, to)).map_err(|source| Error::io(to, "rename to it", source))
+    perform(Change::Rename { from, to }, || std::fs::rename(from, to))
+        .map_err(|source| Error::io(to, "rename to it", source))
 }
 
 /// Renames a directory to a name that nothing has: in one atomic step it exists, or the name was taken and it does not.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     let flags = RenameFlags::RENAME_NOREPLACE;
-    let renamed = step("rename_new", to).and_then(|()| retry(|| Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, flags)?)));
+    let renamed =
+        perform(Change::RenameNew { from, to }, || retry(|| Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, flags)?)));
     match renamed {
         // A file system without the flag (NFS and some others). rename(2) replaces an empty directory at most.
         Err(source) if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
@@ -166,22 +164,18 @@ pub(crate) fn link(file: &File, to: &Path) -> Result<()> {
 
 /// Makes a symbolic link.
 pub(crate) fn symlink(target: &Path, link: &Path) -> Result<()> {
-    step("symlink", link)
-        .and_then(|()| std::os::unix::fs::symlink(target, link))
+    perform(Change::Symlink { target, link }, || std::os::unix::fs::symlink(target, link))
         .map_err(|source| Error::io(link, "make the link", source))
 }
 
 /// Removes a file or link.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    step("remove", path)
-        .and_then(|()| std::fs::remove_file(path))
-        .map_err(|source| Error::io(path, "remove it", source))
+    perform(Change::Remove(path), || std::fs::remove_file(path)).map_err(|source| Error::io(path, "remove it", source))
 }
 
 /// Removes a directory with all that is in it, following no link.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    step("remove_tree", path)
-        .and_then(|()| std::fs::remove_dir_all(path))
+    perform(Change::RemoveTree(path), || std::fs::remove_dir_all(path))
         .map_err(|source| Error::io(path, "remove the directory", source))
 }
 

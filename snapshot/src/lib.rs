@@ -7,10 +7,13 @@
 //! This crate knows nothing of KVM, event loops or virtio: guest RAM is memory, a disk is a file, a device is a name
 //! with a versioned [`Saved`] value.
 
+mod change;
 mod chunk_map;
 mod chunk_writer;
 mod commit;
 mod copy;
+#[cfg(test)]
+mod crash;
 mod digest;
 mod disk;
 mod error;
