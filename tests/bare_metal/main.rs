@@ -9,6 +9,7 @@
 mod echo;
 mod ends;
 mod guest;
+mod kills;
 mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]
 #[path = "../../guest-images/bare-metal/model.rs"]

@@ -11,6 +11,7 @@ pub mod lines;
 pub mod mount;
 pub mod network;
 pub mod paths;
+pub mod pidfd;
 pub mod process;
 
 use std::time::Duration;
