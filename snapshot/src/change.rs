@@ -49,6 +49,11 @@ pub(crate) enum Change<'a> {
         target: &'a Path,
         link: &'a Path,
     },
+    /// One more name.
+    Link {
+        file: &'a File,
+        to: &'a Path,
+    },
     Remove(&'a Path),
     RemoveTree(&'a Path),
 }
@@ -69,6 +74,7 @@ impl Change<'_> {
             Change::Rename { .. } => "rename",
             Change::RenameNew { .. } => "rename_new",
             Change::Symlink { .. } => "symlink",
+            Change::Link { .. } => "link",
             Change::Remove(_) => "remove",
             Change::RemoveTree(_) => "remove_tree",
         }
@@ -80,7 +86,7 @@ impl Change<'_> {
             Change::MakeDirectory(path) | Change::Create(path) | Change::SyncDirectory(path) => path,
             Change::Remove(path) | Change::RemoveTree(path) => path,
             Change::SetLength { path, .. } | Change::Sync { path, .. } => path,
-            Change::Rename { to, .. } | Change::RenameNew { to, .. } => to,
+            Change::Rename { to, .. } | Change::RenameNew { to, .. } | Change::Link { to, .. } => to,
             Change::Symlink { link, .. } => link,
             Change::Write { .. } | Change::Share { .. } | Change::Copy { .. } => Path::new(""),
         }

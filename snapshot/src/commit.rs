@@ -54,7 +54,6 @@ impl StagedImage {
         for (name, written) in &self.written {
             files::sync(&written.file, &self.directory.join(name))?;
         }
-        self.sync_links()?;
         let disks = self.directory.join(names::DISKS);
         if disks.symlink_metadata().is_ok() {
             files::sync_dir(&disks)?;

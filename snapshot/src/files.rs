@@ -157,9 +157,8 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
 /// Gives an open file one more name, if it has any still, on the same file system.
 pub(crate) fn link(file: &File, to: &Path) -> Result<()> {
     let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-    step("link", to)
-        .and_then(|()| Ok(linkat(AT_FDCWD, Path::new(&open), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)?))
-        .map_err(|source| Error::io(to, "link it", source))
+    let link = || Ok(linkat(AT_FDCWD, Path::new(&open), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)?);
+    perform(Change::Link { file, to }, link).map_err(|source| Error::io(to, "link it", source))
 }
 
 /// Makes a symbolic link.

@@ -115,6 +115,16 @@ impl Image {
         std::iter::once((names::MEMORY.to_owned(), &self.memory.0)).chain(disks)
     }
 
+    /// Waits until guest RAM and disks are durable: an image that was not committed here but copied need not be, and one
+    /// that builds on it would be no better.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file.
+    pub fn sync(&self) -> Result<()> {
+        let files = self.large_files().flat_map(|(_, large)| &large.files);
+        files.into_iter().try_for_each(|layer| files::sync(&layer.file, &layer.path))
+    }
+
     /// Compares guest RAM and disks with their digests. May run on another thread while the image is used.
     ///
     /// # Errors

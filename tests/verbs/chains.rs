@@ -71,10 +71,10 @@ fn prune_removes_the_oldest_and_breaks_nothing() {
 #[test]
 fn prune_that_is_not_meant_so() {
     let (home, _vm, [first, ..]) = chain();
-    refused(&home.run(&["prune", "checkpoints", "--keep", "0"]), USAGE, &["--keep", "0"]);
-    refused(&home.run(&["prune", "checkpoints"]), USAGE, &["--keep"]);
-    refused(&home.run(&["prune", &first, "--keep", "1"]), USAGE, &["is one checkpoint"]);
-    refused(&home.run(&["prune", "nowhere", "--keep", "1"]), FAILED, &["nowhere: no such directory"]);
+    refused(&home.run(["prune", "checkpoints", "--keep", "0"]), USAGE, &["--keep", "0"]);
+    refused(&home.run(["prune", "checkpoints"]), USAGE, &["--keep"]);
+    refused(&home.run(["prune", &first, "--keep", "1"]), USAGE, &["is one checkpoint"]);
+    refused(&home.run(["prune", "nowhere", "--keep", "1"]), FAILED, &["nowhere: no such directory"]);
     assert_eq!(home.names("checkpoints").len(), 4);
 }
 
@@ -104,7 +104,7 @@ fn flatten_makes_one_that_needs_no_other() {
 fn flatten_of_a_damaged_one_leaves_nothing() {
     let (home, _vm, [first, _, third]) = chain();
     fs::create_dir(home.join("there")).unwrap();
-    refused(&home.run(&["flatten", &third, "there"]), FAILED, &["there: exists already"]);
+    refused(&home.run(["flatten", &third, "there"]), FAILED, &["there: exists already"]);
     let id = home.json(["inspect", &first, "--json"])["manifest"]["id"].as_str().unwrap().to_owned();
     let layer = Path::new(&third).join(format!("memory.{id}"));
     let at = 2 << 20;
@@ -112,6 +112,6 @@ fn flatten_of_a_damaged_one_leaves_nothing() {
     let file = fs::OpenOptions::new().read(true).write(true).open(&layer).unwrap();
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[!byte[0]], at).unwrap();
-    refused(&home.run(&["flatten", &first, "flat"]), FAILED, &["000001/memory: damaged", "use another checkpoint"]);
+    refused(&home.run(["flatten", &first, "flat"]), FAILED, &["000001/memory: damaged", "use another checkpoint"]);
     assert!(!home.join("flat").exists());
 }

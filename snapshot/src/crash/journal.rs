@@ -114,6 +114,7 @@ impl Journal {
                 Op::Rename { from: self.inside(from), to: self.inside(to) }
             }
             Change::Symlink { target, link } => Op::Symlink { target: target.to_path_buf(), link: self.inside(link) },
+            Change::Link { file, to } => Op::Link(self.id(file), self.inside(to)),
             Change::Remove(path) => Op::Remove(self.inside(path)),
             Change::RemoveTree(path) => Op::RemoveTree(self.inside(path)),
         };

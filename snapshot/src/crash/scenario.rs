@@ -1,7 +1,7 @@
 //! Checkpoints whose journal is kept, and what their store must be after a power loss.
 //!
 //! ```text
-//! the store is made │ 1: a named path │ one is given up │ 2: the next number, `latest` │ 1 is removed
+//! the store is made │ 1: a named path │ one is given up │ 2: on 1, the next number, `latest` │ 1 is removed
 //! ```
 //!
 //! They are made as mode `stop` makes them, with a disk that the guest writes to before it is captured.
@@ -54,12 +54,13 @@ impl Picture {
         let mut ram: Vec<Vec<u8>> = RAM.iter().map(|(_, bytes)| vec![0; *bytes]).collect();
         // One of the pieces in which RAM is written, a bit of the next, and a bit of the next chunk.
         scatter(&mut ram[0][4096..240_000], number);
-        scatter(&mut ram[0][300_000..310_000], number + 1);
+        // The same in each, as in an image that builds on another.
+        scatter(&mut ram[0][300_000..310_000], 0);
         scatter(&mut ram[1][..5000], number + 2);
         let mut disk = vec![0; DISK_BYTES];
         // A whole cluster and more, a hole, and the end.
         scatter(&mut disk[..70_000], number + 3);
-        scatter(&mut disk[190_000..], number + 4);
+        scatter(&mut disk[190_000..], 0);
         Picture { number, ram, disk }
     }
 }
@@ -76,17 +77,19 @@ pub(super) fn scatter(bytes: &mut [u8], number: u64) {
 /// All that the journal is kept of.
 pub(super) fn run(root: &Path) {
     let store = Store::new(root.join(STORE));
+    let mut base = None;
     for number in 1..=2 {
         mark(Mark::Begun(number));
         let staged = match number {
             1 => StagedImage::create(&store.path().join(names::numbered(number))),
             _ => store.stage(),
         };
-        let staged = filled(staged.expect("stages"), &Picture::new(number)).expect("fills");
-        staged.commit(head()).expect("commits");
+        let staged = filled(staged.expect("stages"), base.as_ref(), &Picture::new(number)).expect("fills");
+        let path = staged.commit(head()).expect("commits");
         mark(Mark::Committed(number));
+        base = Some(Arc::new(Image::open(&path).expect("opens")));
         if number == 1 {
-            drop(filled(store.stage().expect("stages"), &Picture::new(99)).expect("fills"));
+            drop(filled(store.stage().expect("stages"), base.as_ref(), &Picture::new(99)).expect("fills"));
         }
     }
     mark(Mark::Removing(1));
@@ -95,7 +98,7 @@ pub(super) fn run(root: &Path) {
 }
 
 /// Everything but the commit.
-fn filled(mut staged: StagedImage, picture: &Picture) -> Result<StagedImage> {
+fn filled(mut staged: StagedImage, base: Option<&Arc<Image>>, picture: &Picture) -> Result<StagedImage> {
     let memory = GuestMemoryMmap::from_ranges(&RAM.map(|(address, bytes)| (GuestAddress(address), bytes)));
     let memory = memory.expect("memory");
     for ((address, _), bytes) in RAM.iter().zip(&picture.ram) {
@@ -106,6 +109,11 @@ fn filled(mut staged: StagedImage, picture: &Picture) -> Result<StagedImage> {
     file.set_len(DISK_BYTES as u64).expect("length");
     file.write_all_at(&picture.disk[190_000..], 190_000).expect("write");
     let disk = Arc::new(LiveDisk::new(file));
+    if let Some(base) = base {
+        staged.build_on(base)?;
+        disk.is_as_in(base.manifest().id, DISK_BYTES as u64);
+        disk.before_change(0..70_000);
+    }
 
     let progress = Progress::new();
     staged.prepare_disk("root", &disk)?;
@@ -154,7 +162,10 @@ pub(super) fn check(root: &Path, promises: &Promises) -> std::result::Result<(),
     shown(&store, &found)?;
 
     let next = Picture::new(found.last().copied().unwrap_or(0) + 1);
-    let stage = || filled(store.stage()?, &next)?.commit(head());
+    let newest = store.latest().map_err(|error| format!("latest: {error}"))?;
+    let base = newest.map(|entry| Image::open(&entry.path).map(Arc::new)).transpose();
+    let base = base.map_err(|error| format!("the newest: {error}"))?;
+    let stage = || filled(store.stage()?, base.as_ref(), &next)?.commit(head());
     stage().map_err(|error| format!("the next checkpoint: {error}"))?;
     shown(&store, &found.iter().copied().chain([next.number]).collect())?;
     is_whole(&store.path().join(names::numbered(next.number)), Some(next.number)).map(drop)
@@ -208,13 +219,22 @@ fn is_whole(dir: &Path, number: Option<u64>) -> std::result::Result<(), String> 
     let memory = image.memory();
     for (region, wanted) in memory.regions().iter().zip(&picture.ram) {
         let mut bytes = vec![0; wanted.len()];
-        let read = memory.file().read_exact_at(&mut bytes, region.file_offset);
-        if read.is_err() || bytes != *wanted {
+        for run in memory.plan().mapped {
+            let Some(at) = run.guest_address.checked_sub(region.guest_address).map(|at| at as usize) else { continue };
+            let Some(place) = bytes.get_mut(at..at + run.bytes as usize) else { continue };
+            memory
+                .layer(run.layer)
+                .read_exact_at(place, run.file_offset)
+                .map_err(|error| format!("{name}: {error}"))?;
+        }
+        if bytes != *wanted {
             return Err(format!("{name}: RAM at {:#x} is not what was written", region.guest_address));
         }
     }
-    match fs::read(dir.join(names::disk("root"))) {
-        Ok(bytes) if bytes == picture.disk => Ok(()),
+    let copy = tempfile::tempdir().expect("directory");
+    let disk = copy.path().join("root.raw");
+    match image.materialise_disk("root", &disk).map(|_| fs::read(&disk)) {
+        Ok(Ok(bytes)) if bytes == picture.disk => Ok(()),
         _ => Err(format!("{name}: the disk is not what was written")),
     }
 }

@@ -1,5 +1,8 @@
 //! What an image builds on: the layers of another, linked into its directory.
 //!
+//! Invariant: what is linked is durable. Who commits an image has made it so, and who restores one that somebody copied
+//! calls [`Image::sync`].
+//!
 //! Invariant: an image needs no directory but its own. Whoever removes the checkpoint that it builds on takes a name from
 //! its files, not the files.
 
@@ -51,13 +54,5 @@ impl StagedImage {
             self.linked.remove(&name);
         }
         Ok(())
-    }
-
-    /// Waits until what it builds on is durable, as an image that somebody has copied here need not be.
-    pub(crate) fn sync_links(&self) -> Result<()> {
-        self.linked.keys().try_for_each(|name| {
-            let path = self.directory.join(name);
-            files::sync(&files::open(&path)?.0, &path)
-        })
     }
 }

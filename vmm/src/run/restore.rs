@@ -31,6 +31,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let mut image = Image::open(path)?;
     if options.verify_full {
         image.verify(&Progress::default())?;
+        image.sync()?;
     }
     let config = configuration(path, &image, &options.set)?;
     let states = image.take_state()?;

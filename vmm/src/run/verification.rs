@@ -47,7 +47,7 @@ impl Verification {
         let begun = Verification(Arc::new(Inner { outcome: Mutex::new(None), changed: Condvar::new() }));
         let verification = begun.clone();
         let verify = move || {
-            let outcome = image.verify(&Progress::default());
+            let outcome = image.verify(&Progress::default()).and_then(|()| image.sync());
             let outcome = outcome.map_err(|error| format!("{error}; the guest runs from it and is stopped"));
             if let Err(line) = &outcome {
                 // A main loop that has ended needs no bad news.
