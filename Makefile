@@ -28,9 +28,9 @@ test: deps images ## all tests
 mutants: deps bare-metal ## see that each test of bad input fails without its check
 	@tests/mutants
 
-bench: deps bare-metal ## what checkpoints and restores cost the guest
+bench: deps bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
 	@cargo build --quiet --release --package ckvmm --package ckvmm-bench
-	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench"
+	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench" $(ARGS)
 
 soak: deps images ## the long tests
 	@tests/all --soak

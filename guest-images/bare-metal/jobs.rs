@@ -6,15 +6,18 @@ use crate::{fail, power_off, ram_mib};
 
 /// Steps between two looks at the TSC.
 const STEPS_A_LOOK: u64 = 256;
+/// Bytes of a page, whatever the page tables say: what a VMM copies at least.
+const PAGE: u64 = 4096;
 /// TSC ticks between two looks at the serial line if `poll=` says nothing, some 20 ms: a look may be an exit to the VMM.
 pub const TICKS_A_POLL: u64 = 1 << 26;
 
-/// `job=write`, `job=pagefill`, `job=time`.
+/// `job=write`, `job=sweep`, `job=pagefill`, `job=time`.
 pub fn memory(name: &str, boot: &Boot) -> ! {
     let line = boot.command_line();
     let get = |name, default| number(line, name, default).unwrap_or_else(|| fail(format_args!("{name}= is no number")));
     let job = match name {
         "write" => Job::Write,
+        "sweep" => Job::Sweep,
         "pagefill" => Job::PageFill,
         _ => Job::Time,
     };
@@ -22,7 +25,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     let (period, poll) = (get("period", 0), get("poll", TICKS_A_POLL));
     let burst = get("burst", if period == 0 { STEPS_A_LOOK } else { 1 });
     let (bytes, hot) = match job {
-        Job::Write => (mib << 20, get("hot", mib) << 20),
+        Job::Write | Job::Sweep => (mib << 20, get("hot", mib) << 20),
         Job::PageFill => (mib << 20, 0),
         Job::Time | Job::Other => (0, 0),
     };
@@ -30,27 +33,38 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
         fail(format_args!("hot= is more than mib="));
     }
     let high = parameter(line, "at") == Some("high");
-    let Some(arena) = place(boot, bytes, high) else {
+    let more = get("more", 0) << 20;
+    let (Some(arena), Some(elsewhere)) = (place(boot, bytes, high), place(boot, more, !high)) else {
         fail(format_args!("{mib} MiB are not free in one piece of RAM"));
     };
-    let mut account = Account::open(poll, Header {
-        magic: MAGIC,
-        version: VERSION,
-        job: job as u32,
-        seed,
-        arena,
-        arena_bytes: bytes,
-        hot_bytes: hot,
-        ..Header::EMPTY
-    });
+    if more > 0 && arena < elsewhere + more && elsewhere < arena + bytes {
+        fail(format_args!("more= and the arena are in one piece of RAM"));
+    }
+    let mut account = Account::open(
+        poll,
+        Header {
+            magic: MAGIC,
+            version: VERSION,
+            job: job as u32,
+            seed,
+            arena,
+            arena_bytes: bytes,
+            hot_bytes: hot,
+            ..Header::EMPTY
+        },
+    );
     let (protocol, ram) = (boot.protocol(), ram_mib(boot));
     say!("ready job={name} protocol={protocol} ram_mib={ram} seed={seed} arena={arena:#x} bytes={bytes} hot={hot}");
-    account.begin();
+    account.more = (elsewhere, more);
+    account.fill_more();
     let mut writes = Writes::new(seed, bytes / CELL, hot / CELL);
     if bytes > 0 {
         account.fill(&mut writes, bytes / CELL);
         say!("filled steps={}", writes.done());
         account.begin();
+    }
+    if job == Job::Sweep {
+        account.sweep(hot, parameter(line, "how") == Some("read"))
     }
     if hot > 0 {
         account.rewrite(&mut writes, burst, period)
@@ -80,6 +94,8 @@ fn place(boot: &Boot, bytes: u64, high: bool) -> Option<u64> {
 pub struct Account {
     header: *mut Header,
     arena: u64,
+    /// Address and bytes of the RAM that is filled as well, and left alone then.
+    more: (u64, u64),
     last_tsc: u64,
     last_poll: u64,
     /// TSC ticks between two looks at the serial line.
@@ -106,7 +122,8 @@ impl Account {
     pub fn open(poll: u64, header: Header) -> Self {
         let now = tsc();
         let (magic, arena) = (header.magic, header.arena);
-        let account = Self { header: HEADER_ADDRESS as *mut Header, arena, last_tsc: now, last_poll: now, poll };
+        let account =
+            Self { header: HEADER_ADDRESS as *mut Header, arena, more: (0, 0), last_tsc: now, last_poll: now, poll };
         // SAFETY: as above.
         unsafe { account.header.write_volatile(Header { magic: [0; 8], first_tsc: now, last_tsc: now, ..header }) };
         set_field!(account, magic, magic);
@@ -144,6 +161,55 @@ impl Account {
                 self.look();
             }
         }
+    }
+
+    /// One unit of work after the other: a word of the next hot page is written, or read, and the clock looked at.
+    fn sweep(&mut self, hot: u64, reads: bool) -> ! {
+        if hot == 0 {
+            fail(format_args!("a sweep needs hot="));
+        }
+        let (mut page, mut steps) = (0, field!(self, steps));
+        loop {
+            // Each round takes another word of the page, so that what is written is not what was there.
+            let word = (self.arena + page + (steps & 0xff) * CELL) as *mut u64;
+            // SAFETY: the arena is RAM that nobody else uses, and the hot pages are its first.
+            unsafe {
+                if reads {
+                    word.read_volatile();
+                } else {
+                    word.write_volatile(steps);
+                }
+            }
+            steps += 1;
+            set_field!(self, steps, steps);
+            page += PAGE;
+            if page >= hot {
+                page = 0;
+            }
+            self.look();
+        }
+    }
+
+    /// Fills what `more=` asks for.
+    fn fill_more(&mut self) {
+        let (start, bytes) = self.more;
+        for at in (0..bytes).step_by(CELL as usize) {
+            // SAFETY: RAM that nobody else uses.
+            unsafe { ((start + at) as *mut u64).write_volatile(at | 1) };
+        }
+        self.begin();
+    }
+
+    /// Reads a word of every page that was filled; returns the bytes of these pages.
+    fn read_all(&mut self) -> u64 {
+        let arena = (self.arena, field!(self, arena_bytes));
+        for (start, bytes) in [arena, self.more] {
+            for page in (0..bytes).step_by(PAGE as usize) {
+                // SAFETY: both are RAM.
+                unsafe { ((start + page) as *const u64).read_volatile() };
+            }
+        }
+        arena.1 + self.more.1
     }
 
     /// Begins to look at the clock: what has passed so far is not the machine's doing.
@@ -191,6 +257,10 @@ impl Account {
                 set_field!(self, 0, longest_gap);
                 set_field!(self, 0, longest_gap_unit);
                 set_field!(self, 0, backwards);
+            }
+            Some(b'a') => {
+                let bytes = self.read_all();
+                say!("read bytes={bytes}");
             }
             Some(b'q') => power_off(),
             _ => return,

@@ -6,7 +6,10 @@
 //! job=write seed=N mib=N hot=N   fills N MiB with a sequence, then rewrites the first hot=N MiB of them for ever
 //!           burst=N period=N     N steps each `period` TSC ticks, then rests; period=0 (default): without rest
 //!           at=high              the arena in the highest RAM, not in the lowest
+//!           more=N               fills N MiB elsewhere as well: RAM is not in one piece where there is much of it
 //!           poll=N               looks at the serial line every N TSC ticks (2^26)
+//! job=sweep seed=N mib=N hot=N   fills N MiB, then writes a word of the next page of the first hot=N MiB and looks at
+//!           how=read|write       the TSC, over and over; how=read: reads it
 //! job=pagefill seed=N mib=N      fills and does nothing more
 //! job=time                       looks at the TSC only
 //! job=echo                       sends back what comes in on the serial line
@@ -16,9 +19,9 @@
 //! job=triple                     triple-faults
 //! ```
 //!
-//! Defaults: seed=1 mib=16 hot=mib burst=1. write, pagefill and time keep account in memory: model.rs. While one of
-//! the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r` forgets the
-//! gaps seen so far, `q` turns off.
+//! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, pagefill and time keep account in memory: model.rs. While one
+//! of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r` forgets
+//! the gaps seen so far, `a` reads a word of every page that was filled, `q` turns off.
 //!
 //! Lines on the serial line, each begins with `CKVMM`:
 //!
@@ -27,6 +30,7 @@
 //! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
 //! CKVMM filled steps=N                                                         the arena is full
 //! CKVMM status steps=N units=N longest_gap=N longest_gap_unit=N backwards=N tsc=N
+//! CKVMM read bytes=N                                                           what `a` has read
 //! CKVMM registers CHANGED name=… expected=… found=…
 //! CKVMM poweroff | reboot via=… | panic | triple                               just before
 //! CKVMM error …                                                                then pvpanic
@@ -65,7 +69,7 @@ unsafe extern "sysv64" fn guest_main(boot: u64, pvh: u64) -> ! {
             say!("hello protocol={} ram_mib={}", boot.protocol(), ram_mib(&boot));
             power_off()
         }
-        name @ ("write" | "pagefill" | "time") => jobs::memory(name, &boot),
+        name @ ("write" | "sweep" | "pagefill" | "time") => jobs::memory(name, &boot),
         "echo" => jobs::echo(&boot),
         "registers" => registers::watch(&boot),
         "reboot" => reboot(parameter(line, "via").unwrap_or("i8042")),

@@ -52,6 +52,8 @@ pub enum Job {
     PageFill = 2,
     /// Looks at the TSC only.
     Time = 3,
+    /// Fills the arena, then visits one hot page after the other: no sequence says what they hold.
+    Sweep = 4,
 }
 
 /// The header, as the guest keeps it and as it is found in a picture of memory.

@@ -1,0 +1,115 @@
+//! Checkpoints: what they cost the guest that goes on.
+
+use nix::sys::statvfs::statvfs;
+
+use crate::{
+    case::{Case, Method},
+    guest::Guest,
+    memory,
+    report::{Checkpoints, heading, mib, ms, row},
+    sample::{Noise, Sample, medians},
+    scratch::Scratch,
+};
+
+/// Checkpoints of one guest, one after the other.
+pub(crate) const MANY: usize = 10;
+/// Where the first and what others are like is all that is asked.
+pub(crate) const FEW: usize = 3;
+/// Checkpoints of a restored guest.
+const AFTER_RESTORE: usize = 3;
+/// Room beside guest and images, in MiB: the host's own, and pages that are copied.
+const SPARE_MIB: u64 = 1536;
+
+pub(crate) fn begin_table(title: &str) {
+    heading(
+        title,
+        &[
+            "RAM touched, hot set",
+            "VMM",
+            "checkpoint",
+            "longest gap ms",
+            "work lost ms",
+            "durable ms",
+            "pause ms as said",
+            "written MiB",
+        ],
+    );
+}
+
+/// Takes `count` checkpoints of a guest, and if they are many, some of a restored one. None, and a line that says so, if
+/// there is no room for them.
+pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Scratch) -> Option<Checkpoints> {
+    if let Some(what) = no_room(case, scratch) {
+        row(&[case.to_string(), method.name().to_owned(), format!("skipped: {what}")]);
+        return None;
+    }
+    let mut guest = Guest::boot(method, case, scratch);
+    let noise = guest.noise;
+    say_noise(case, method, noise);
+    let resident = memory::beside_guest(guest.vm.process().pid());
+    let samples: Vec<Sample> = (0..count).map(|_| guest.checkpoint()).collect();
+    say(case, method, "first", &samples[0]);
+    say(case, method, "median", &medians(&samples));
+    if count == MANY {
+        say(case, method, "tenth", &samples[MANY - 1]);
+    }
+    let peak_memory = guest.peak_memory();
+    let mut restored = Vec::new();
+    if count == MANY {
+        guest.restart(scratch);
+        restored = (0..AFTER_RESTORE).map(|_| guest.checkpoint()).collect();
+        say(case, method, "first of the restored", &restored[0]);
+        say(case, method, "third of the restored", &restored[AFTER_RESTORE - 1]);
+    }
+    Some(Checkpoints { case, method, noise, samples, restored, peak_memory, resident })
+}
+
+/// The memory that all these checkpoints took.
+pub(crate) fn memory(all: &[Checkpoints]) {
+    heading(
+        "Memory",
+        &[
+            "RAM touched, hot set",
+            "VMM",
+            "beside the guest's, outside a checkpoint MiB",
+            "more at a checkpoint's peak MiB",
+        ],
+    );
+    for Checkpoints { case, method, resident, peak_memory, .. } in all {
+        let [resident, peak] = [*resident, *peak_memory].map(|bytes| mib(bytes as f64, 1));
+        row(&[case.to_string(), method.name().to_owned(), resident, peak]);
+    }
+}
+
+/// What there is too little of for a guest, its last image and the next.
+fn no_room(case: Case, scratch: &Scratch) -> Option<String> {
+    let guest = case.ram_mib() + SPARE_MIB;
+    let images = 2 * case.touched_mib;
+    let is_memory = scratch.is_memory(case.place);
+    let memory_needed = if is_memory { guest + images } else { guest };
+    let memory = memory::available() >> 20;
+    if memory < memory_needed {
+        return Some(format!("{memory} MiB of memory are free, {memory_needed} are needed"));
+    }
+    let free = statvfs(scratch.place(case.place)).map_or(0, |fs| fs.blocks_available() * fs.fragment_size()) >> 20;
+    (free < images).then(|| format!("{free} MiB are free for images, {images} are needed"))
+}
+
+fn say_noise(case: Case, method: Method, noise: Noise) {
+    let lost = format!("± {}", ms(noise.lost, 0));
+    let cells = [method.name(), "none: the noise", &ms(noise.gap, 2), &lost, "", "", ""].map(str::to_owned);
+    row(&[&[case.to_string()], &cells[..]].concat());
+}
+
+fn say(case: Case, method: Method, which: &str, sample: &Sample) {
+    row(&[
+        case.to_string(),
+        method.name().to_owned(),
+        which.to_owned(),
+        ms(sample.gap, 2),
+        ms(sample.lost, 0),
+        ms(sample.durable, 0),
+        sample.said.map_or_else(String::new, |said| ms(said, 2)),
+        mib(sample.written, 0),
+    ]);
+}
