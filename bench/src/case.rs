@@ -112,4 +112,9 @@ impl Method {
             Method::QemuBackground => "QEMU background",
         }
     }
+
+    /// Whether the guest goes on while its image is written.
+    pub(crate) fn goes_on(self) -> bool {
+        matches!(self, Method::CkvmmFork | Method::QemuBackground)
+    }
 }

@@ -3,6 +3,7 @@
 use nix::sys::statvfs::statvfs;
 
 use crate::{
+    busy::Busy,
     case::{Case, Method},
     guest::Guest,
     memory,
@@ -43,6 +44,7 @@ pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Sc
         row(&[case.to_string(), method.name().to_owned(), format!("skipped: {what}")]);
         return None;
     }
+    let _busy = case.busy.then(|| Busy::start(scratch.place(case.place)));
     let mut guest = Guest::boot(method, case, scratch);
     let noise = guest.noise;
     say_noise(case, method, noise);
@@ -66,6 +68,9 @@ pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Sc
 
 /// The memory that all these checkpoints took.
 pub(crate) fn memory(all: &[Checkpoints]) {
+    if all.is_empty() {
+        return;
+    }
     heading(
         "Memory",
         &[

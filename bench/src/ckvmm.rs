@@ -14,7 +14,7 @@ use crate::{
 pub(crate) struct CkvmmVm {
     dir: PathBuf,
     store: PathBuf,
-    /// Always there, but while another one takes its place.
+    /// Absent after its end.
     process: Option<Ckvmm>,
 }
 
@@ -50,14 +50,15 @@ impl Vm for CkvmmVm {
         Taken { durable, said, written: occupied(&image) }
     }
 
-    fn restart(&mut self, scratch: &Scratch) {
-        let image = self.image();
+    fn end(&mut self) {
         self.process = None;
-        // What an earlier restore left.
-        let work = self.dir.join("work");
-        let _ = fs::remove_dir_all(&work);
+        // What a restore has made.
+        let _ = fs::remove_dir_all(self.dir.join("work"));
+    }
+
+    fn restart(&mut self, scratch: &Scratch) {
         let mut command = scratch.ckvmm(&self.dir);
-        command.arg("restore").arg(image).arg("--work").arg(work);
+        command.arg("restore").arg(self.image()).arg("--work").arg(self.dir.join("work"));
         self.process = Some(scratch.start(command));
     }
 
@@ -68,7 +69,7 @@ impl Vm for CkvmmVm {
 
 impl Drop for CkvmmVm {
     fn drop(&mut self) {
-        self.process = None;
+        self.end();
         // Images are large; the next case needs the room.
         let _ = fs::remove_dir_all(&self.dir);
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckvmm_tests::{LIMIT, console::value};
+use ckvmm_tests::{LIMIT, console::value, process::Ckvmm};
 
 use crate::{
     case::{Case, Method},
@@ -55,12 +55,12 @@ impl Guest {
     fn calibrate(&mut self) {
         thread::sleep(SETTLE);
         self.vm.process().type_bytes(b"r");
-        let (first, begun) = (status(&mut *self.vm), Instant::now());
+        let (first, begun) = (status(self.vm.process()), Instant::now());
         let mut before = first;
         let mut rates: Vec<f64> = (0..CALIBRATIONS)
             .map(|_| {
                 thread::sleep(WINDOW);
-                let after = status(&mut *self.vm);
+                let after = status(self.vm.process());
                 let rate = (after.steps - before.steps) / (after.tsc - before.tsc);
                 before = after;
                 rate
@@ -78,11 +78,11 @@ impl Guest {
     pub(crate) fn checkpoint(&mut self) -> Sample {
         thread::sleep(SETTLE);
         self.vm.process().type_bytes(b"r");
-        let before = status(&mut *self.vm);
+        let before = status(self.vm.process());
         thread::sleep(ANSWERED);
         let taken = self.vm.checkpoint();
         thread::sleep(WINDOW.saturating_sub(taken.durable));
-        let after = status(&mut *self.vm);
+        let after = status(self.vm.process());
         Sample {
             gap: after.longest_gap / self.tsc_hz,
             lost: (after.tsc - before.tsc) / self.tsc_hz - (after.steps - before.steps) / self.rate,
@@ -104,18 +104,24 @@ impl Guest {
 
     /// Kills the VM and goes on with its last checkpoint.
     pub(crate) fn restart(&mut self, scratch: &Scratch) {
+        self.vm.end();
         self.vm.restart(scratch);
-        first_unit(&mut *self.vm);
+        first_unit(self.vm.process());
     }
 }
 
 /// Waits until the guest has answered: it runs.
-pub(crate) fn first_unit(vm: &mut dyn Vm) {
-    status(vm);
+pub(crate) fn first_unit(process: &mut Ckvmm) {
+    status(process);
 }
 
-fn status(vm: &mut dyn Vm) -> Status {
-    let process = vm.process();
+/// Waits until the guest has read all the RAM that it has filled.
+pub(crate) fn all_ram_read(process: &mut Ckvmm) {
+    process.type_bytes(b"a");
+    process.console.expect("CKVMM read", LIMIT);
+}
+
+fn status(process: &mut Ckvmm) -> Status {
     process.console.skip();
     process.type_bytes(b"s");
     process.console.next("status", LIMIT, |line| {

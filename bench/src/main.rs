@@ -6,24 +6,29 @@
 //!
 //! Figures of one run are comparable with each other only: the noise of the machine stands above them.
 
+mod busy;
 mod case;
 mod checkpoints;
 mod ckvmm;
+mod clones;
 mod guest;
 mod memory;
+mod plan;
 mod qemu;
 mod qmp;
 mod report;
+mod restores;
 mod sample;
 mod scratch;
+mod throughput;
 mod vm;
 
 use std::path::PathBuf;
 
-use case::{Case, Method};
+use case::Method;
 use checkpoints::{FEW, MANY};
 use ckvmm_tests::paths;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use report::{Machine, Report};
 use scratch::Scratch;
 
@@ -33,9 +38,25 @@ struct Args {
     /// Less of everything, in two minutes
     #[arg(long)]
     quick: bool,
+    /// One table only
+    #[arg(long, value_name = "TABLE")]
+    only: Option<Table>,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What a run makes, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Table {
+    /// Checkpoints by RAM and hot set
+    Sizes,
+    /// Checkpoints of other guests, to other places
+    Others,
+    Restores,
+    Clones,
+    /// Against dd
+    Throughput,
 }
 
 fn main() {
@@ -44,20 +65,47 @@ fn main() {
     let qemu = qemu::version();
     let methods = methods(&qemu, &mut scratch);
     let mut report = Report::new(Machine::this(qemu.ok()));
-
-    checkpoints::begin_table("Checkpoints, image on tmpfs");
-    for (touched_mib, hot_mib) in sizes(&args) {
-        for &method in &methods {
-            let count = if method == Method::CkvmmFork && !args.quick { MANY } else { FEW };
-            let case = Case::new(touched_mib, hot_mib);
-            report.checkpoints.extend(checkpoints::measure(case, method, count, &mut scratch));
+    for table in Table::value_variants() {
+        if args.only.is_none_or(|only| only == *table) {
+            make(*table, args.quick, &methods, &mut report, &mut scratch);
         }
     }
-
     checkpoints::memory(&report.checkpoints);
+    report.write(&args.json.unwrap_or_else(|| paths::root().join("build/bench.json")));
+}
 
-    let json = args.json.unwrap_or_else(|| paths::root().join("build/bench.json"));
-    report.write(&json);
+fn make(table: Table, quick: bool, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {
+    let going_on = || methods.iter().copied().filter(|method| method.goes_on());
+    match table {
+        Table::Sizes => {
+            checkpoints::begin_table("Checkpoints: one vCPU writes, image on tmpfs");
+            for case in plan::sizes(quick) {
+                for &method in methods {
+                    let count = if method == Method::CkvmmFork && !quick { MANY } else { FEW };
+                    report.checkpoints.extend(checkpoints::measure(case, method, count, scratch));
+                }
+            }
+        }
+        Table::Others => {
+            checkpoints::begin_table("Checkpoints of other guests, images in another place");
+            for case in plan::others(quick) {
+                for method in going_on() {
+                    report.checkpoints.extend(checkpoints::measure(case, method, FEW, scratch));
+                }
+            }
+        }
+        Table::Restores => {
+            restores::begin_table();
+            for touched_mib in plan::restored(quick) {
+                // How the image was taken makes no difference: one way of each VMM is enough.
+                for &method in methods.iter().filter(|method| !method.goes_on()) {
+                    report.restores.extend(restores::measure(touched_mib, method, scratch));
+                }
+            }
+        }
+        Table::Clones => report.clones = clones::measure(&plan::clones(quick), scratch),
+        Table::Throughput => report.throughput = throughput::measure(plan::written(quick), scratch),
+    }
 }
 
 /// Whom to compare; says who is missing.
@@ -73,9 +121,4 @@ fn methods(qemu: &Result<String, String>, scratch: &mut Scratch) -> Vec<Method> 
         Err(why) => println!("QEMU's background-snapshot is not measured: {why}"),
     }
     methods
-}
-
-/// RAM touched and hot set, in MiB.
-fn sizes(args: &Args) -> Vec<(u64, u64)> {
-    if args.quick { vec![(512, 16)] } else { vec![(512, 16), (512, 256), (2048, 16), (2048, 256)] }
 }

@@ -24,8 +24,9 @@ pub(crate) struct QemuVm {
     dir: PathBuf,
     case: Case,
     background: bool,
-    /// Both always there, but while others take their place.
+    /// Absent after its end.
     process: Option<Ckvmm>,
+    /// Absent until it is needed: a restore has no time for it.
     qmp: Option<Qmp>,
 }
 
@@ -69,7 +70,6 @@ impl QemuVm {
             command.args(["-incoming", &format!("exec:cat {}", image.display())]);
         }
         self.process = Some(scratch.start(command));
-        self.qmp = image.is_none().then(|| Qmp::connect(&socket));
     }
 
     fn qmp(&mut self) -> &mut Qmp {
@@ -105,10 +105,15 @@ impl Vm for QemuVm {
         Taken { durable: begun.elapsed(), said: None, written: occupied(&image) }
     }
 
+    fn end(&mut self) {
+        (self.process, self.qmp) = (None, None);
+    }
+
     fn restart(&mut self, scratch: &Scratch) {
         let image = self.image();
-        (self.process, self.qmp) = (None, None);
         self.start(scratch, Some(&image));
+        // What is typed before its serial port has been restored is lost.
+        self.qmp().go_on();
     }
 
     fn image(&self) -> PathBuf {
@@ -118,7 +123,7 @@ impl Vm for QemuVm {
 
 impl Drop for QemuVm {
     fn drop(&mut self) {
-        (self.process, self.qmp) = (None, None);
+        self.end();
         // Images are large; the next case needs the room.
         let _ = fs::remove_dir_all(&self.dir);
     }

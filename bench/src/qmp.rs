@@ -13,9 +13,8 @@ use ckvmm_tests::{LIMIT, api::wait_until};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
-/// Between two questions whether a migration has ended: there is an event only for those who have asked for it, and it
-/// comes no sooner.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Between two questions whether a migration has ended. QEMU has events for that, which are lost for who comes late.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Bytes in a second that no migration reaches.
 const UNLIMITED: u64 = 1 << 40;
 
@@ -72,6 +71,16 @@ impl Qmp {
     pub(crate) fn set_background_snapshot(&mut self) -> Result<(), String> {
         let capabilities = json!([{ "capability": "background-snapshot", "state": true }]);
         self.ask("migrate-set-capabilities", json!({ "capabilities": capabilities }), None).map(|_| ())
+    }
+
+    /// Waits until the VM has been read from its image, and lets the guest run, which may have been stopped before.
+    pub(crate) fn go_on(&mut self) {
+        let begun = Instant::now();
+        while self.ok("query-status", json!({}))["status"] == "inmigrate" {
+            assert!(begun.elapsed() < LIMIT, "QEMU does not come to an end with an image");
+            thread::sleep(LOOK_EVERY);
+        }
+        self.ok("cont", json!({}));
     }
 
     /// Writes the VM to a file. It gets the file itself: no other process copies what it writes.

@@ -6,7 +6,10 @@ use serde::Serialize;
 
 use crate::{
     case::{Case, Method},
+    clones::Clones,
+    restores::Restores,
     sample::{Noise, Sample},
+    throughput::Throughput,
 };
 
 /// Where, when and by whom it was measured.
@@ -24,6 +27,9 @@ pub(crate) struct Machine {
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) checkpoints: Vec<Checkpoints>,
+    pub(crate) throughput: Vec<Throughput>,
+    pub(crate) restores: Vec<Restores>,
+    pub(crate) clones: Vec<Clones>,
 }
 
 /// Checkpoints of one guest.
@@ -58,7 +64,7 @@ impl Machine {
 
 impl Report {
     pub(crate) fn new(machine: Machine) -> Self {
-        Report { machine, checkpoints: Vec::new() }
+        Report { machine, checkpoints: vec![], throughput: vec![], restores: vec![], clones: vec![] }
     }
 
     pub(crate) fn write(&self, path: &Path) {

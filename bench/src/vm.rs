@@ -23,7 +23,10 @@ pub(crate) trait Vm {
     /// A checkpoint, in the place of the one before: returns when it is durable.
     fn checkpoint(&mut self) -> Taken;
 
-    /// Ends the process and starts another one from the last checkpoint; returns at once.
+    /// Ends the process.
+    fn end(&mut self);
+
+    /// Starts another one from the last checkpoint, the process having ended; returns as soon as its guest can be asked.
     fn restart(&mut self, scratch: &Scratch);
 
     /// The last checkpoint, a file or a directory.
