@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Display};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a guest does, and what is around it.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Case {
     /// RAM that holds data.
     pub(crate) touched_mib: u64,
@@ -22,7 +22,7 @@ pub(crate) struct Case {
 }
 
 /// What a guest does with its hot set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Sweep {
     Read,
@@ -30,7 +30,7 @@ pub(crate) enum Sweep {
 }
 
 /// Where images go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Place {
     /// Nothing waits for a disk there.
@@ -40,7 +40,7 @@ pub(crate) enum Place {
 }
 
 /// Who takes a checkpoint, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Method {
     CkvmmFork,
@@ -116,5 +116,9 @@ impl Method {
     /// Whether the guest goes on while its image is written.
     pub(crate) fn goes_on(self) -> bool {
         matches!(self, Method::CkvmmFork | Method::QemuBackground)
+    }
+
+    pub(crate) fn is_qemu(self) -> bool {
+        matches!(self, Method::QemuStop | Method::QemuBackground)
     }
 }

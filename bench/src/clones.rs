@@ -3,7 +3,7 @@
 use std::{path::Path, thread, time::Instant};
 
 use ckvmm_tests::process::Ckvmm;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     case::{Case, Method, Place, size},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Seconds and bytes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Clones {
     touched_mib: u64,
     hot_mib: u64,

@@ -13,7 +13,9 @@ mod ckvmm;
 mod clones;
 mod guest;
 mod memory;
+mod pictures;
 mod plan;
+mod plot;
 mod qemu;
 mod qmp;
 mod report;
@@ -41,9 +43,15 @@ struct Args {
     /// One table only
     #[arg(long, value_name = "TABLE")]
     only: Option<Table>,
-    /// Where the figures go
+    /// Measure nothing, draw pictures of the figures that are there
+    #[arg(long)]
+    draw: bool,
+    /// Where the figures go (build/bench.json)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where pictures of them go (build/bench)
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
 }
 
 /// What a run makes, in this order.
@@ -61,6 +69,15 @@ enum Table {
 
 fn main() {
     let args = Args::parse();
+    let json = args.json.clone().unwrap_or_else(|| paths::root().join("build/bench.json"));
+    let report = if args.draw { Report::read(&json) } else { measure(&args) };
+    if !args.draw {
+        report.write(&json);
+    }
+    pictures::draw(&report, &args.plots.unwrap_or_else(|| paths::root().join("build/bench")));
+}
+
+fn measure(args: &Args) -> Report {
     let mut scratch = Scratch::new();
     let qemu = qemu::version();
     let methods = methods(&qemu, &mut scratch);
@@ -71,7 +88,7 @@ fn main() {
         }
     }
     checkpoints::memory(&report.checkpoints);
-    report.write(&args.json.unwrap_or_else(|| paths::root().join("build/bench.json")));
+    report
 }
 
 fn make(table: Table, quick: bool, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {

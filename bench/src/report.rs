@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     case::{Case, Method},
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Where, when and by whom it was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) cpu: String,
@@ -23,7 +23,7 @@ pub(crate) struct Machine {
 }
 
 /// All figures of a run, in seconds and bytes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) checkpoints: Vec<Checkpoints>,
@@ -33,7 +33,7 @@ pub(crate) struct Report {
 }
 
 /// Checkpoints of one guest.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Checkpoints {
     pub(crate) case: Case,
     pub(crate) method: Method,
@@ -65,6 +65,12 @@ impl Machine {
 impl Report {
     pub(crate) fn new(machine: Machine) -> Self {
         Report { machine, checkpoints: vec![], throughput: vec![], restores: vec![], clones: vec![] }
+    }
+
+    /// That of an earlier run.
+    pub(crate) fn read(path: &Path) -> Self {
+        let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) {

@@ -3,7 +3,7 @@
 use std::{fs::File, time::Instant};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     case::{Case, Method, Place, size},
@@ -18,14 +18,14 @@ use crate::{
 const ROUNDS: usize = 3;
 
 /// From the start of the process, in seconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Restores {
-    method: Method,
-    touched_mib: u64,
+    pub(crate) method: Method,
+    pub(crate) touched_mib: u64,
     /// Whether the image was in the page cache.
-    warm: bool,
-    first_unit: f64,
-    all_read: f64,
+    pub(crate) warm: bool,
+    pub(crate) first_unit: f64,
+    pub(crate) all_read: f64,
 }
 
 pub(crate) fn begin_table() {

@@ -1,9 +1,9 @@
 //! Figures: seconds and bytes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one checkpoint cost.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Sample {
     /// The longest gap that the guest saw between two units of its work.
     pub(crate) gap: f64,
@@ -18,7 +18,7 @@ pub(crate) struct Sample {
 }
 
 /// The same without a checkpoint: what differs by less is none.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Noise {
     pub(crate) gap: f64,
     /// In as long as a checkpoint is watched, more or less.

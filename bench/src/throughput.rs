@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     case::{Case, Method, Place},
@@ -21,7 +21,7 @@ use crate::{
 const ROUNDS: usize = 3;
 
 /// Bytes in a second, to the disk and not only to its cache.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Throughput {
     place: Place,
     dd: f64,
