@@ -21,6 +21,7 @@
 .set KERNEL_CODE, 0x10
 .set KERNEL_DATA, 0x18
 .set TASK, 0x40
+.set SECOND_TASK, 0x50
 
 .set PAGE_MAP, 0x500000         # one page
 .set POINTERS, 0x501000         # up to four pages, an entry a GiB
@@ -163,36 +164,11 @@ both:
     mov eax, PAGE_MAP
     mov cr3, rax
 
-    mov rax, cr0                # SSE, which compiled code uses
-    and eax, ~0xc               # EM, TS
-    or eax, 2                   # MP
-    mov cr0, rax
-    mov rax, cr4
-    or eax, 0x600               # OSFXSR, OSXMMEXCPT
-    mov cr4, rax
-    mov rsi, rbx                # AVX, if there is
-    mov eax, 1
-    cpuid
-    and ecx, 0x14000000         # XSAVE, AVX
-    cmp ecx, 0x14000000
-    jne 2f
-    mov rax, cr4
-    or eax, 0x40000             # OSXSAVE
-    mov cr4, rax
-    xor ecx, ecx
-    xor edx, edx
-    mov eax, 7                  # x87, SSE, AVX
-    xsetbv
-2:  mov rbx, rsi
-
+    call vectors
     mov eax, offset tss         # the task state, for the stack of exceptions
-    mov [gdt_task + 2], ax
-    shr eax, 16
-    mov [gdt_task + 4], al
-    mov [gdt_task + 7], ah
-    mov byte ptr [gdt_task + 5], 0x89 # not busy
-    mov eax, TASK
-    ltr ax
+    mov edi, offset gdt_task
+    mov ecx, TASK
+    call load_task
 
     mov edi, offset idt         # an interrupt gate for each exception
     mov eax, offset stubs
@@ -217,6 +193,41 @@ both:
     push USER_CODE
     push offset user_entry
     iretq
+
+# SSE, which compiled code uses, and AVX, if there is. Keeps rbx, rbp and rdi.
+vectors:
+    mov rax, cr0
+    and eax, ~0xc               # EM, TS
+    or eax, 2                   # MP
+    mov cr0, rax
+    mov rax, cr4
+    or eax, 0x600               # OSFXSR, OSXMMEXCPT
+    mov cr4, rax
+    mov rsi, rbx
+    mov eax, 1
+    cpuid
+    mov rbx, rsi
+    and ecx, 0x14000000         # XSAVE, AVX
+    cmp ecx, 0x14000000
+    jne 2f
+    mov rax, cr4
+    or eax, 0x40000             # OSXSAVE
+    mov cr4, rax
+    xor ecx, ecx
+    xor edx, edx
+    mov eax, 7                  # x87, SSE, AVX
+    xsetbv
+2:  ret
+
+# eax = a task state, rdi = its entry, which has no address yet, ecx = its selector
+load_task:
+    mov [rdi + 2], ax
+    shr eax, 16
+    mov [rdi + 4], al
+    mov [rdi + 7], ah
+    mov byte ptr [rdi + 5], 0x89 # not busy
+    ltr cx
+    ret
 
 # ---- exceptions -----------------------------------------------------------------------------------------------------
     .balign 16
@@ -247,6 +258,8 @@ undefined:
     je 3f
     cmp eax, CALL + 3
     je 5f
+    cmp eax, CALL + 4
+    je start_second             # second.s
     cmp eax, CALL
     je 4f
     push 0                      # somebody's own ud2
@@ -286,6 +299,9 @@ gdt:
     .quad 0
 gdt_task:
     .quad 103                   # TASK: the limit; the rest is filled in
+    .quad 0
+gdt_second_task:
+    .quad 103                   # SECOND_TASK
     .quad 0
 gdt_end:
     .short 0

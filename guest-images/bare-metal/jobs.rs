@@ -2,7 +2,7 @@
 
 use crate::machine::{Boot, Serial, number, parameter, tsc};
 use crate::model::{ARENA_LOWEST, CELL, GAP_CLASSES, HEADER_ADDRESS, Header, Job, MAGIC, VERSION, Writes};
-use crate::{fail, power_off, ram_mib};
+use crate::{fail, power_off, ram_mib, second};
 
 /// Steps between two looks at the TSC.
 const STEPS_A_LOOK: u64 = 256;
@@ -34,6 +34,8 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     }
     let high = parameter(line, "at") == Some("high");
     let more = get("more", 0) << 20;
+    // Once the second CPU runs, what the VMM left may be gone.
+    let (cpus, reads) = (get("cpus", 1), parameter(line, "how") == Some("read"));
     let (Some(arena), Some(elsewhere)) = (place(boot, bytes, high), place(boot, more, !high)) else {
         fail(format_args!("{mib} MiB are not free in one piece of RAM"));
     };
@@ -60,11 +62,14 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     let mut writes = Writes::new(seed, bytes / CELL, hot / CELL);
     if bytes > 0 {
         account.fill(&mut writes, bytes / CELL);
+        if job == Job::Sweep && cpus > 1 {
+            account.second = Some(second::sweep(arena, hot, reads));
+        }
         say!("filled steps={}", writes.done());
         account.begin();
     }
     if job == Job::Sweep {
-        account.sweep(hot, parameter(line, "how") == Some("read"))
+        account.sweep(hot, 0, reads)
     }
     if hot > 0 {
         account.rewrite(&mut writes, burst, period)
@@ -96,6 +101,8 @@ pub struct Account {
     arena: u64,
     /// Address and bytes of the RAM that is filled as well, and left alone then.
     more: (u64, u64),
+    /// The second CPU's header, on the first if that works too.
+    second: Option<*mut Header>,
     last_tsc: u64,
     last_poll: u64,
     /// TSC ticks between two looks at the serial line.
@@ -105,7 +112,7 @@ pub struct Account {
 /// Reads and writes of one field, where and when they stand.
 macro_rules! field {
     ($account:expr, $($name:tt)+) => {
-        // SAFETY: the header is a page of our own, known by its address only; one CPU uses it.
+        // SAFETY: the header is a page of our own, known by its address only; one CPU writes to it.
         unsafe { core::ptr::addr_of_mut!((*$account.header).$($name)+).read_volatile() }
     };
 }
@@ -122,12 +129,25 @@ impl Account {
     pub fn open(poll: u64, header: Header) -> Self {
         let now = tsc();
         let (magic, arena) = (header.magic, header.arena);
-        let account =
-            Self { header: HEADER_ADDRESS as *mut Header, arena, more: (0, 0), last_tsc: now, last_poll: now, poll };
+        let account = Self {
+            header: HEADER_ADDRESS as *mut Header,
+            arena,
+            more: (0, 0),
+            second: None,
+            last_tsc: now,
+            last_poll: now,
+            poll,
+        };
         // SAFETY: as above.
         unsafe { account.header.write_volatile(Header { magic: [0; 8], first_tsc: now, last_tsc: now, ..header }) };
         set_field!(account, magic, magic);
         account
+    }
+
+    /// That of a CPU which looks at no serial line.
+    pub fn of_second(header: *mut Header, arena: u64) -> Self {
+        let now = tsc();
+        Self { header, arena, more: (0, 0), second: None, last_tsc: now, last_poll: now, poll: u64::MAX }
     }
 
     /// One step: the value, then the count. Both are volatile: the compiler keeps their order, and the CPU does.
@@ -163,16 +183,16 @@ impl Account {
         }
     }
 
-    /// One unit of work after the other: a word of the next hot page is written, or read, and the clock looked at.
-    fn sweep(&mut self, hot: u64, reads: bool) -> ! {
+    /// One unit of work after the other, from the hot page at `first` on: a word of the next hot page is written, or read, and the clock looked at.
+    pub fn sweep(&mut self, hot: u64, first: u64, reads: bool) -> ! {
         if hot == 0 {
             fail(format_args!("a sweep needs hot="));
         }
-        let (mut page, mut steps) = (0, field!(self, steps));
+        let (mut page, mut steps) = (first, field!(self, steps));
         loop {
             // Each round takes another word of the page, so that what is written is not what was there.
             let word = (self.arena + page + (steps & 0xff) * CELL) as *mut u64;
-            // SAFETY: the arena is RAM that nobody else uses, and the hot pages are its first.
+            // SAFETY: the arena is RAM that only our CPUs use, and the hot pages are its first.
             unsafe {
                 if reads {
                     word.read_volatile();
@@ -241,22 +261,42 @@ impl Account {
         }
     }
 
+    /// The second CPU's account, if it works.
+    fn second(&self) -> Option<Account> {
+        self.second.map(|header| Account::of_second(header, self.arena))
+    }
+
+    /// Forgets the gaps seen so far.
+    fn forget(&mut self) {
+        set_field!(self, [0; GAP_CLASSES], gaps);
+        set_field!(self, 0, longest_gap);
+        set_field!(self, 0, longest_gap_unit);
+        set_field!(self, 0, backwards);
+    }
+
     /// What somebody asks on the serial line.
     fn serve(&mut self) {
         match Serial::get() {
             Some(b's') => {
-                let (steps, units) = (field!(self, steps), field!(self, units));
-                let (longest, unit) = (field!(self, longest_gap), field!(self, longest_gap_unit));
-                let (backwards, tsc) = (field!(self, backwards), self.last_tsc);
+                let (mut steps, mut units) = (field!(self, steps), field!(self, units));
+                let (mut longest, mut unit) = (field!(self, longest_gap), field!(self, longest_gap_unit));
+                let (mut backwards, tsc) = (field!(self, backwards), self.last_tsc);
+                if let Some(second) = self.second() {
+                    steps += field!(second, steps);
+                    units += field!(second, units);
+                    backwards += field!(second, backwards);
+                    if field!(second, longest_gap) > longest {
+                        (longest, unit) = (field!(second, longest_gap), field!(second, longest_gap_unit));
+                    }
+                }
                 say!(
                     "status steps={steps} units={units} longest_gap={longest} longest_gap_unit={unit} backwards={backwards} tsc={tsc}"
                 );
             }
             Some(b'r') => {
-                set_field!(self, [0; GAP_CLASSES], gaps);
-                set_field!(self, 0, longest_gap);
-                set_field!(self, 0, longest_gap_unit);
-                set_field!(self, 0, backwards);
+                self.forget();
+                // It may be about to note a gap: one of its own work, not of the machine's doing.
+                self.second().into_iter().for_each(|mut second| second.forget());
             }
             Some(b'a') => {
                 let bytes = self.read_all();

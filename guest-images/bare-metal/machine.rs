@@ -22,6 +22,7 @@ enum Call {
     ReadPort = 0x636b_0001,
     WritePort = 0x636b_0002,
     TripleFault = 0x636b_0003,
+    StartSecond = 0x636b_0004,
 }
 
 fn call(service: Call, port: u16, value: u8) -> u8 {
@@ -49,6 +50,10 @@ pub fn visit_cpl_0() {
 
 pub fn triple_fault() {
     call(Call::TripleFault, 0, 0);
+}
+
+pub fn start_second_cpu() {
+    call(Call::StartSecond, 0, 0);
 }
 
 pub fn tsc() -> u64 {

@@ -1,4 +1,4 @@
-//! A small guest of our own: no operating system, one CPU, at CPL 3 nearly all the time. It runs on any KVM, also on
+//! A small guest of our own: no operating system, one CPU or two, at CPL 3 nearly all the time. It runs on any KVM, also on
 //! those that emulate CPL 0, and boots by Linux' 64-bit protocol and by PVH (boot.s). Its command line says what to do:
 //!
 //! ```text
@@ -10,6 +10,7 @@
 //!           poll=N               looks at the serial line every N TSC ticks (2^26)
 //! job=sweep seed=N mib=N hot=N   fills N MiB, then writes a word of the next page of the first hot=N MiB and looks at
 //!           how=read|write       the TSC, over and over; how=read: reads it
+//!           cpus=1|2             on so many CPUs, each over all of the hot set
 //! job=pagefill seed=N mib=N      fills and does nothing more
 //! job=time                       looks at the TSC only
 //! job=echo                       sends back what comes in on the serial line
@@ -46,10 +47,11 @@ mod jobs;
 #[expect(dead_code, reason = "who checks our memory uses the rest")]
 mod model;
 mod registers;
+mod second;
 
 use machine::{Boot, Serial, parameter, port, triple_fault, tsc, visit_cpl_0, write_port};
 
-core::arch::global_asm!(include_str!("boot.s"));
+core::arch::global_asm!(concat!(include_str!("boot.s"), include_str!("second.s")));
 
 /// Where boot.s goes to, at CPL 3.
 ///
