@@ -36,6 +36,7 @@ fn sources() -> BTreeMap<PathBuf, String> {
         collect(&paths::root().join(crate_name).join("src"), &mut found);
     }
     collect(&paths::root().join("tests/src"), &mut found);
+    collect(&paths::root().join("bench/src"), &mut found);
     assert!(found.len() > 50, "the sources were not found");
     found
 }
@@ -86,7 +87,7 @@ fn crates_depend_in_one_direction() {
 #[test]
 fn versions_stand_once_in_the_workspace() {
     let mut broken = Vec::new();
-    for name in ["snapshot", "net", "devices", "vmm", "tests"] {
+    for name in ["snapshot", "net", "devices", "vmm", "tests", "bench"] {
         let manifest = fs::read_to_string(paths::root().join(name).join("Cargo.toml")).unwrap();
         let with_version = |line: &&str| line.contains("version = \"") || line.contains(" = \"");
         let own_keys = ["name = ", "path = ", "description = "];

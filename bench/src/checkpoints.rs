@@ -7,17 +7,14 @@ use crate::{
     case::{Case, Method},
     guest::Guest,
     memory,
+    plan::MANY,
     report::{Checkpoints, heading, mib, ms, row},
     sample::{Noise, Sample, medians},
     scratch::Scratch,
 };
 
-/// Checkpoints of one guest, one after the other.
-pub(crate) const MANY: usize = 10;
-/// Where the first and what others are like is all that is asked.
-pub(crate) const FEW: usize = 3;
 /// Checkpoints of a restored guest.
-const AFTER_RESTORE: usize = 3;
+const AFTER_RESTORE: usize = 2;
 /// Room beside guest and images, in MiB: the host's own, and pages that are copied.
 const SPARE_MIB: u64 = 1536;
 
@@ -40,7 +37,7 @@ pub(crate) fn begin_table(title: &str) {
 /// Takes `count` checkpoints of a guest, and if they are many, some of a restored one. None, and a line that says so, if
 /// there is no room for them.
 pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Scratch) -> Option<Checkpoints> {
-    if let Some(what) = no_room(case, scratch) {
+    if let Some(what) = no_room(case, count.min(2), scratch) {
         row(&[case.to_string(), method.name().to_owned(), format!("skipped: {what}")]);
         return None;
     }
@@ -51,17 +48,19 @@ pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Sc
     let resident = memory::beside_guest(guest.vm.process().pid());
     let samples: Vec<Sample> = (0..count).map(|_| guest.checkpoint()).collect();
     say(case, method, "first", &samples[0]);
-    say(case, method, "median", &medians(&samples));
+    if count > 1 {
+        say(case, method, "median", &medians(&samples));
+    }
     if count == MANY {
         say(case, method, "tenth", &samples[MANY - 1]);
     }
-    let peak_memory = guest.peak_memory();
+    let peak_memory = (count > 1).then(|| guest.peak_memory());
     let mut restored = Vec::new();
     if count == MANY {
         guest.restart(scratch);
         restored = (0..AFTER_RESTORE).map(|_| guest.checkpoint()).collect();
         say(case, method, "first of the restored", &restored[0]);
-        say(case, method, "third of the restored", &restored[AFTER_RESTORE - 1]);
+        say(case, method, "second of the restored", &restored[AFTER_RESTORE - 1]);
     }
     Some(Checkpoints { case, method, noise, samples, restored, peak_memory, resident })
 }
@@ -81,15 +80,16 @@ pub(crate) fn memory(all: &[Checkpoints]) {
         ],
     );
     for Checkpoints { case, method, resident, peak_memory, .. } in all {
-        let [resident, peak] = [*resident, *peak_memory].map(|bytes| mib(bytes as f64, 1));
+        let [resident, peak] =
+            [Some(*resident), *peak_memory].map(|bytes| bytes.map_or_else(String::new, |bytes| mib(bytes as f64, 1)));
         row(&[case.to_string(), method.name().to_owned(), resident, peak]);
     }
 }
 
-/// What there is too little of for a guest, its last image and the next.
-fn no_room(case: Case, scratch: &Scratch) -> Option<String> {
+/// What there is too little of for a guest and so many images: the last one goes when the next is there.
+fn no_room(case: Case, images: usize, scratch: &Scratch) -> Option<String> {
     let guest = case.ram_mib() + SPARE_MIB;
-    let images = 2 * case.touched_mib;
+    let images = images as u64 * case.touched_mib;
     let is_memory = scratch.is_memory(case.place);
     let memory_needed = if is_memory { guest + images } else { guest };
     let memory = memory::available() >> 20;

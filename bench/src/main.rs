@@ -25,10 +25,9 @@ mod scratch;
 mod throughput;
 mod vm;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use case::Method;
-use checkpoints::{FEW, MANY};
 use ckvmm_tests::paths;
 use clap::{Parser, ValueEnum};
 use report::{Machine, Report};
@@ -82,32 +81,38 @@ fn measure(args: &Args) -> Report {
     let qemu = qemu::version();
     let methods = methods(&qemu, &mut scratch);
     let mut report = Report::new(Machine::this(qemu.ok()));
-    for table in Table::value_variants() {
-        if args.only.is_none_or(|only| only == *table) {
-            make(*table, args.quick, &methods, &mut report, &mut scratch);
+    let begun = Instant::now();
+    for &table in Table::value_variants() {
+        if args.only.is_none_or(|only| only == table) {
+            let deadline = begun + plan::ends_after(table);
+            make(table, args.quick, deadline, &methods, &mut report, &mut scratch);
         }
     }
     checkpoints::memory(&report.checkpoints);
     report
 }
 
-fn make(table: Table, quick: bool, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {
-    let going_on = || methods.iter().copied().filter(|method| method.goes_on());
+/// Makes one table, the rows of it that begin before the deadline.
+fn make(table: Table, quick: bool, deadline: Instant, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {
+    let mut checkpoints = |case, count, method| {
+        if in_time(deadline) {
+            report.checkpoints.extend(checkpoints::measure(case, method, count, scratch));
+        }
+    };
     match table {
         Table::Sizes => {
             checkpoints::begin_table("Checkpoints: one vCPU writes, image on tmpfs");
             for case in plan::sizes(quick) {
-                for &method in methods {
-                    let count = if method == Method::CkvmmFork && !quick { MANY } else { FEW };
-                    report.checkpoints.extend(checkpoints::measure(case, method, count, scratch));
+                for &method in methods.iter().filter(|method| plan::compares(case, **method)) {
+                    checkpoints(case, plan::count(case, method, quick), method);
                 }
             }
         }
         Table::Others => {
             checkpoints::begin_table("Checkpoints of other guests, images in another place");
             for case in plan::others(quick) {
-                for method in going_on() {
-                    report.checkpoints.extend(checkpoints::measure(case, method, FEW, scratch));
+                for &method in methods.iter().filter(|method| method.goes_on()) {
+                    checkpoints(case, plan::FEW, method);
                 }
             }
         }
@@ -115,7 +120,7 @@ fn make(table: Table, quick: bool, methods: &[Method], report: &mut Report, scra
             restores::begin_table();
             for touched_mib in plan::restored(quick) {
                 // How the image was taken makes no difference: one way of each VMM is enough.
-                for &method in methods.iter().filter(|method| !method.goes_on()) {
+                for &method in methods.iter().filter(|method| !method.goes_on() && in_time(deadline)) {
                     report.restores.extend(restores::measure(touched_mib, method, scratch));
                 }
             }
@@ -123,6 +128,15 @@ fn make(table: Table, quick: bool, methods: &[Method], report: &mut Report, scra
         Table::Clones => report.clones = clones::measure(&plan::clones(quick), scratch),
         Table::Throughput => report.throughput = throughput::measure(plan::written(quick), scratch),
     }
+}
+
+/// Says so if not.
+fn in_time(deadline: Instant) -> bool {
+    let in_time = Instant::now() < deadline;
+    if !in_time {
+        report::row(&["skipped: this table's time is over".to_owned()]);
+    }
+    in_time
 }
 
 /// Whom to compare; says who is missing.

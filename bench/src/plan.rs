@@ -1,6 +1,42 @@
 //! Which cases a run measures: not each with each, that would take hours.
 
-use crate::case::{Case, Place, Sweep};
+use std::time::Duration;
+
+use crate::{
+    Table,
+    case::{Case, Method, Place, Sweep},
+};
+
+/// Checkpoints of one guest, one after the other.
+pub(crate) const MANY: usize = 10;
+/// Where the first and what others are like is all that is asked.
+pub(crate) const FEW: usize = 3;
+/// RAM touched above which a checkpoint takes so long that there is time for one only, in MiB.
+const LARGE_MIB: u64 = 2048;
+
+/// When no row of a table is begun any more, however slow the machine is: a run takes a quarter of an hour at most.
+pub(crate) fn ends_after(table: Table) -> Duration {
+    Duration::from_secs(match table {
+        Table::Sizes => 480,
+        Table::Others => 610,
+        Table::Restores => 740,
+        Table::Clones | Table::Throughput => 840,
+    })
+}
+
+/// How many checkpoints one guest has.
+pub(crate) fn count(case: Case, method: Method, quick: bool) -> usize {
+    match method {
+        _ if case.touched_mib > LARGE_MIB => 1,
+        Method::CkvmmFork if !quick => MANY,
+        _ => FEW,
+    }
+}
+
+/// Whether a case is measured with that method: how long a guest is stopped does not depend on its hot set.
+pub(crate) fn compares(case: Case, method: Method) -> bool {
+    method.goes_on() || !matches!((case.touched_mib, case.hot_mib), (512, 256) | (2048, 16))
+}
 
 /// RAM touched and hot set.
 pub(crate) fn sizes(quick: bool) -> Vec<Case> {

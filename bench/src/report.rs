@@ -42,8 +42,8 @@ pub(crate) struct Checkpoints {
     pub(crate) samples: Vec<Sample>,
     /// The same of a guest that was restored from the last of them.
     pub(crate) restored: Vec<Sample>,
-    /// The most memory during a checkpoint, beside what there was before.
-    pub(crate) peak_memory: u64,
+    /// The most memory during a checkpoint, beside what there was before. Absent: there was one checkpoint only.
+    pub(crate) peak_memory: Option<u64>,
     /// The VMM's own memory before the first checkpoint.
     pub(crate) resident: u64,
 }

@@ -51,7 +51,7 @@ mod second;
 
 use machine::{Boot, Serial, parameter, port, triple_fault, tsc, visit_cpl_0, write_port};
 
-core::arch::global_asm!(concat!(include_str!("boot.s"), include_str!("second.s")));
+core::arch::global_asm!(concat!(include_str!("boot.s"), include_str!("cpu.s"), include_str!("second.s")));
 
 /// Where boot.s goes to, at CPL 3.
 ///
