@@ -125,6 +125,7 @@ fn make(table: Table, quick: bool, deadline: Instant, methods: &[Method], report
                 }
             }
         }
+        Table::Clones | Table::Throughput if !in_time(deadline) => {}
         Table::Clones => report.clones = clones::measure(&plan::clones(quick), scratch),
         Table::Throughput => report.throughput = throughput::measure(plan::written(quick), scratch),
     }

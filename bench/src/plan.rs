@@ -17,10 +17,10 @@ const LARGE_MIB: u64 = 2048;
 /// When no row of a table is begun any more, however slow the machine is: a run takes a quarter of an hour at most.
 pub(crate) fn ends_after(table: Table) -> Duration {
     Duration::from_secs(match table {
-        Table::Sizes => 480,
-        Table::Others => 610,
-        Table::Restores => 740,
-        Table::Clones | Table::Throughput => 840,
+        Table::Sizes => 440,
+        Table::Others => 560,
+        Table::Restores => 670,
+        Table::Clones | Table::Throughput => 780,
     })
 }
 
