@@ -36,13 +36,15 @@ use crate::files;
 use crate::image::Image;
 use crate::layers::{Changed, Layers, Rebase};
 use crate::limits::PAGE_BYTES;
-use crate::memory::{self, Run};
+use crate::memory::{self, PlannedChunk, Run};
 use crate::progress::{Phase, Progress};
 
 /// All that is needed to write guest RAM; made while the guest still runs.
 pub struct PreparedWriter {
     target: Target,
     chunks: ChunkWriter,
+    /// In the order in which they are written, with their numbers.
+    order: Vec<(usize, PlannedChunk)>,
     /// The descriptors that a child needs, ascending.
     descriptors: Vec<RawFd>,
 }
@@ -92,7 +94,10 @@ impl PreparedWriter {
         let chunks = ChunkWriter::new(mapped, base.clone().map(Base::new));
         let mut descriptors: Vec<RawFd> = chunks.descriptors().chain([file.as_raw_fd()]).collect();
         descriptors.sort_unstable();
-        Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, descriptors })
+        let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
+        // What changed before the last checkpoint will change again soon: what is given back by then costs no copy.
+        order.sort_by_key(|(index, _)| !base.as_ref().is_some_and(|base| base.memory().0.layers.holds(*index, 0)));
+        Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, order, descriptors })
     }
 
     /// Forks the child, which begins at once. `memory` must not change before this returns.
@@ -100,8 +105,8 @@ impl PreparedWriter {
     /// # Errors
     /// [`Error::Writer`] if the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter> {
-        let PreparedWriter { target, mut chunks, descriptors } = self;
-        let work = || match target.write(memory, &mut chunks, |planned| {
+        let PreparedWriter { target, mut chunks, order, descriptors } = self;
+        let work = || match target.write(memory, &mut chunks, &order, |planned| {
             child::give_back(memory, planned);
             Ok(())
         }) {
@@ -118,9 +123,9 @@ impl PreparedWriter {
 
     /// Writes here and now. `memory` must not change before this returns.
     pub(crate) fn write(self, memory: &GuestMemoryMmap, progress: &Progress) -> Result<WrittenMemory> {
-        let PreparedWriter { target, mut chunks, .. } = self;
+        let PreparedWriter { target, mut chunks, order, .. } = self;
         target.begin(progress);
-        match target.write(memory, &mut chunks, |_| progress.reach(target.results.bytes_done())) {
+        match target.write(memory, &mut chunks, &order, |_| progress.reach(target.results.bytes_done())) {
             Ok(()) => Ok(target.finish()),
             Err(Stop::Trouble(trouble)) => Err(target.error(trouble)),
             Err(Stop::Cancelled(error)) => Err(error),
@@ -140,13 +145,14 @@ impl Target {
         &self,
         memory: &GuestMemoryMmap,
         chunks: &mut ChunkWriter,
-        after: impl Fn(&memory::PlannedChunk) -> Result<()>,
+        order: &[(usize, PlannedChunk)],
+        after: impl Fn(&PlannedChunk) -> Result<()>,
     ) -> Result<(), Stop> {
         chunks.begin();
-        for (index, planned) in memory::plan(&self.regions).enumerate() {
-            let written = chunks.write(memory, &planned, &self.file).map_err(Stop::Trouble)?;
-            self.results.put(index, &written, planned.guest_bytes);
-            after(&planned).map_err(Stop::Cancelled)?;
+        for (index, planned) in order {
+            let written = chunks.write(memory, planned, &self.file).map_err(Stop::Trouble)?;
+            self.results.put(*index, &written, planned.guest_bytes);
+            after(planned).map_err(Stop::Cancelled)?;
         }
         Ok(())
     }
