@@ -50,6 +50,8 @@ pub struct Machine {
     contexts: Vec<VcpuContext>,
     vm: VmFd,
     kvm: Kvm,
+    /// What KVM supports. Asked for once: on a host that is a guest itself each answer takes milliseconds.
+    supported: CpuId,
     ram: Ram,
     tsc_khz: u32,
     running: bool,
@@ -76,7 +78,20 @@ impl Machine {
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers)?;
         let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
-        Ok(Machine { collapser: None, vcpus, io, board, contexts, vm, kvm, ram, tsc_khz, running: false, frozen: None })
+        Ok(Machine {
+            collapser: None,
+            vcpus,
+            io,
+            board,
+            contexts,
+            vm,
+            kvm,
+            supported,
+            ram,
+            tsc_khz,
+            running: false,
+            frozen: None,
+        })
     }
 
     /// Stops the machine (if it runs) and gives access to what only a machine at rest has.
@@ -212,7 +227,6 @@ impl Paused<'_> {
     /// If the host lacks what the guest had, or a state is missing, left over, or does not fit.
     pub fn restore(&mut self, mut states: StateMap, policy: ClockPolicy) -> Result<()> {
         let machine = &mut *self.machine;
-        let supported = kvm::supported_cpuid(&machine.kvm)?;
         let fds = machine.vcpus.lock();
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
         let clock: ClockState = states.take("clock")?;
@@ -220,7 +234,7 @@ impl Paused<'_> {
         for (fd, context) in fds.iter().zip(&mut machine.contexts) {
             let state: VcpuState = states.take(&format!("vcpu/{}", context.id))?;
             let cpuid = state.cpuid()?;
-            require_features(&cpuid, &supported)?;
+            require_features(&cpuid, &machine.supported)?;
             *context = self::context(&machine.kvm, &machine.vm, fd, context.id, cpuid)?;
             saved.push(state);
         }
