@@ -29,6 +29,7 @@ impl StagedImage {
     /// [`Error::NoSpace`], [`Error::Io`]; then nothing of it is left.
     pub fn commit(mut self, head: ManifestHead) -> Result<PathBuf> {
         self.check_complete()?;
+        self.unlink_what_was_not_captured()?;
         self.sync_contents()?;
         self.write_manifest(head)?;
         let path = self.publish()?;

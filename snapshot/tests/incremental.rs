@@ -242,6 +242,23 @@ fn a_disk_that_changed_during_a_checkpoint_that_failed_is_captured_by_the_next()
 }
 
 #[test]
+fn a_disk_that_is_captured_no_more_leaves_no_links() {
+    let store = tempfile::tempdir().expect("directory");
+    let mut guest = Guest::new();
+    guest.write_ram(0, &vec![7; RAM as usize]);
+    guest.write_disk(0, &[8]);
+    guest.checkpoint(&store.path().join("a"), Mode::Stop);
+    let mut staged = guest.begin(&store.path().join("b")).expect("begins");
+    staged.write_memory(&guest.memory, &[], &Progress::new()).expect("writes");
+    staged.write_state(&common::small_state()).expect("writes");
+    let path = staged.commit(common::head()).expect("commits");
+    assert_eq!(common::names_in(&path.join("disks")), [""; 0]);
+    let image = Image::open(&path).expect("opens");
+    image.verify(&Progress::new()).expect("verifies");
+    assert!(ram_of(&image) == guest.ram && image.disk_ids().count() == 0);
+}
+
+#[test]
 fn what_cannot_be_linked_cannot_be_built_on() {
     let store = tempfile::tempdir().expect("directory");
     let mut guest = Guest::new();

@@ -46,6 +46,12 @@ impl StagedImage {
         Ok(())
     }
 
+    /// A disk that the other image has may not be in this one.
+    pub(crate) fn unlink_what_was_not_captured(&mut self) -> Result<()> {
+        let captured: Vec<String> = self.written.keys().cloned().collect();
+        self.unlink(|link| names::layer_of(link).is_none_or(|large| !captured.iter().any(|name| name == large)))
+    }
+
     /// Removes the links of which `is_needless` says so.
     pub(super) fn unlink(&mut self, is_needless: impl Fn(&str) -> bool) -> Result<()> {
         let needless: Vec<String> = self.linked.keys().filter(|name| is_needless(name)).cloned().collect();
