@@ -5,11 +5,8 @@
 //! the only delays here. Checkpoints are pruned too, so kills come during removals as well.
 
 use std::{
-    collections::hash_map::RandomState,
-    env, fs,
-    hash::BuildHasher,
+    fs,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -22,10 +19,8 @@ use ckvmm_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::{guest, model::Header, picture};
+use crate::{guest, model::Header, picture, random::Random};
 
-/// Sets the seed, which else differs from run to run.
-const SEED: &str = "CKVMM_SEED";
 /// Kills of a test, and of `make soak`.
 const KILLS: u32 = 40;
 const KILLS_IN_SOAK: u32 = 500;
@@ -62,28 +57,6 @@ struct Tally {
 impl Tally {
     fn kills(&self) -> u32 {
         self.made + self.lost + self.failed
-    }
-}
-
-/// A sequence of numbers that follows from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn seeded() -> Self {
-        let seed = match env::var(SEED) {
-            Ok(seed) => seed.parse().expect("CKVMM_SEED is a number"),
-            Err(_) => RandomState::new().hash_one(0),
-        };
-        eprintln!("{SEED}={seed}");
-        Random(seed)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
     }
 }
 
@@ -136,9 +109,8 @@ impl Life {
 
     fn round(&mut self, victim: Victim, random: &mut Random, tally: &mut Tally) {
         let longest = if victim == Victim::Writer { self.takes } else { self.takes * 3 / 2 };
-        let delay = Duration::from_nanos(random.below(longest.as_nanos() as u64 + 1));
         self.vm().signal(Signal::SIGUSR1);
-        thread::sleep(delay);
+        random.wait(longest);
         let writers = Pidfd::children_of(self.vm().pid());
         if victim == Victim::Both && random.below(2) == 0 || victim == Victim::Writer {
             writers.iter().for_each(Pidfd::kill9);

@@ -14,7 +14,9 @@ mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]
 #[path = "../../guest-images/bare-metal/model.rs"]
 mod model;
+mod oracle;
 mod picture;
+mod random;
 mod rounds;
 mod shapes;
 mod writer;
