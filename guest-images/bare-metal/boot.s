@@ -116,10 +116,11 @@ both:
 3:  add r8, r10
     dec r9d
     jmp 2b
-4:  add r11, 0x3fffffff         # in GiB, rounded up: 1 to MOST_GIB
+4:  add r11, 0x3fffffff         # in GiB, rounded up: 4 (the devices are in the fourth) to MOST_GIB
     shr r11, 30
-    jnz 5f
-    inc r11
+    cmp r11, 4
+    jae 5f
+    mov r11d, 4
 5:  cmp r11, MOST_GIB
     jbe 6f
     mov r11d, MOST_GIB

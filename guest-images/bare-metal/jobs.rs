@@ -27,7 +27,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     let (bytes, hot) = match job {
         Job::Write | Job::Sweep => (mib << 20, get("hot", mib) << 20),
         Job::PageFill => (mib << 20, 0),
-        Job::Time | Job::Other => (0, 0),
+        Job::Time | Job::Disks | Job::Other => (0, 0),
     };
     if hot > bytes {
         fail(format_args!("hot= is more than mib="));
@@ -80,7 +80,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
 }
 
 /// A piece of RAM for the arena: the lowest or the highest that is large enough.
-fn place(boot: &Boot, bytes: u64, high: bool) -> Option<u64> {
+pub fn place(boot: &Boot, bytes: u64, high: bool) -> Option<u64> {
     let mut best = None;
     for (address, length) in boot.ram() {
         let (start, end) = (address.max(ARENA_LOWEST), address + length);
@@ -152,7 +152,7 @@ impl Account {
 
     /// One step: the value, then the count. Both are volatile: the compiler keeps their order, and the CPU does.
     #[inline(always)]
-    fn step(&mut self, writes: &mut Writes) {
+    pub fn step(&mut self, writes: &mut Writes) {
         let Some((cell, value)) = writes.next() else { return };
         // SAFETY: the arena is RAM that nobody else uses, and the sequence stays within it.
         unsafe { ((self.arena + cell * CELL) as *mut u64).write_volatile(value) };
@@ -160,7 +160,7 @@ impl Account {
     }
 
     /// The first `cells` steps.
-    fn fill(&mut self, writes: &mut Writes, cells: u64) {
+    pub fn fill(&mut self, writes: &mut Writes, cells: u64) {
         while writes.done() < cells {
             for _ in 0..STEPS_A_LOOK.min(cells - writes.done()) {
                 self.step(writes);

@@ -12,6 +12,8 @@
 //!           how=read|write       the TSC, over and over; how=read: reads it
 //!           cpus=1|2             on so many CPUs, each over all of the hot set
 //! job=pagefill seed=N mib=N      fills and does nothing more
+//! job=disks seed=N mib=N flush=N fills N MiB, then writes 1, 2, 3, … to RAM, to disk 0 and to disk 1, each when the one
+//!                                before is done (disk_model.rs), and flushes both every N (16)
 //! job=time                       looks at the TSC only
 //! job=echo                       sends back what comes in on the serial line
 //! job=registers                  fills the CPU's registers and looks for ever whether they are still the same
@@ -20,7 +22,7 @@
 //! job=triple                     triple-faults
 //! ```
 //!
-//! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, pagefill and time keep account in memory: model.rs. While one
+//! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, pagefill and time keep account in memory: model.rs. While one
 //! of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r` forgets
 //! the gaps seen so far, `a` reads a word of every page that was filled, `q` turns off.
 //!
@@ -30,6 +32,8 @@
 //! CKVMM hello protocol=linux|pvh ram_mib=N
 //! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
 //! CKVMM filled steps=N                                                         the arena is full
+//! CKVMM found disk0=N disk1=N                                                  the newest numbers on the disks, at boot
+//! CKVMM flushed n=N                                                            both disks have said so
 //! CKVMM status steps=N units=N longest_gap=N longest_gap_unit=N backwards=N tsc=N
 //! CKVMM read bytes=N                                                           what `a` has read
 //! CKVMM registers CHANGED name=… expected=… found=…
@@ -43,6 +47,9 @@
 
 #[macro_use]
 mod machine;
+mod disk;
+mod disk_model;
+mod disks;
 mod jobs;
 #[expect(dead_code, reason = "who checks our memory uses the rest")]
 mod model;
@@ -72,6 +79,7 @@ unsafe extern "sysv64" fn guest_main(boot: u64, pvh: u64) -> ! {
             power_off()
         }
         name @ ("write" | "sweep" | "pagefill" | "time") => jobs::memory(name, &boot),
+        "disks" => disks::run(&boot),
         "echo" => jobs::echo(&boot),
         "registers" => registers::watch(&boot),
         "reboot" => reboot(parameter(line, "via").unwrap_or("i8042")),

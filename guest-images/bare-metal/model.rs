@@ -54,6 +54,8 @@ pub enum Job {
     Time = 3,
     /// Fills the arena, then visits one hot page after the other: no sequence says what they hold.
     Sweep = 4,
+    /// As `Write`, and each step after the fill is written to two disks too: disk_model.rs.
+    Disks = 5,
 }
 
 /// The header, as the guest keeps it and as it is found in a picture of memory.

@@ -6,6 +6,10 @@
 //!
 //! Without a `/dev/kvm` that can be opened each test says that it is skipped.
 
+#[expect(unreachable_pub, reason = "it is written for the guest")]
+#[path = "../../guest-images/bare-metal/disk_model.rs"]
+mod disk_model;
+mod disks;
 mod echo;
 mod ends;
 mod guest;

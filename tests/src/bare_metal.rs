@@ -73,6 +73,14 @@ impl Home {
         tempfile::tempdir_in("/dev/shm").map_or_else(|_| Home::new(), Home)
     }
 
+    /// An empty directory in the directory `parent`.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn within(parent: &Path) -> Self {
+        Home(tempfile::tempdir_in(parent).expect("there is room for a directory"))
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         self.0.path()
@@ -109,7 +117,7 @@ impl Home {
     pub fn boot(&self, config: &Value) -> Ckvmm {
         let vm = self.start(config, &[]);
         let job = config["kernel"]["cmdline"].as_str().unwrap_or_default();
-        let fills = job.contains("job=write") || job.contains("job=pagefill");
+        let fills = ["job=write", "job=pagefill", "job=disks"].iter().any(|fills| job.contains(fills));
         vm.console.expect(if fills { "CKVMM filled" } else { "CKVMM ready" }, LIMIT);
         vm
     }

@@ -1,6 +1,6 @@
 //! File systems of a test's own, which nobody else sees and which go with the test.
 
-use std::{path::Path, process::Command};
+use std::{env, fs::File, path::Path, process::Command};
 
 use nix::{
     sched::{CloneFlags, unshare},
@@ -28,6 +28,34 @@ pub fn enter_namespace() -> bool {
 /// If it cannot be mounted.
 pub fn small(at: &Path, bytes: u64) {
     mount(&["-t", "tmpfs", "-o", &format!("size={bytes},mode=0777"), "none", &at.to_string_lossy()]);
+}
+
+/// Makes a file system by `mkfs` in the new file `image`, of 512 MiB with holes, and mounts it on the directory `at`.
+/// False, with the reason on standard output, if this machine cannot: no such tool, no such file system, no loop device.
+///
+/// # Panics
+/// If the file cannot be made.
+pub fn made_by(mkfs: &str, image: &Path, at: &Path) -> bool {
+    File::create_new(image).and_then(|file| file.set_len(512 << 20)).expect("there is room for an empty file");
+    let (image, at) = (image.to_string_lossy(), at.to_string_lossy());
+    run(mkfs, &["-q", &image]) && run("mount", &["-o", "loop", &image, &at])
+}
+
+/// Takes away what is mounted on `at`.
+pub fn unmount(at: &Path) {
+    run("umount", &["--lazy", &at.to_string_lossy()]);
+}
+
+/// Whether a command of the system succeeds; it says so if not.
+fn run(program: &str, arguments: &[&str]) -> bool {
+    let path = format!("/usr/sbin:/sbin:{}", env::var("PATH").unwrap_or_default());
+    let why = match Command::new(program).args(arguments).env("PATH", path).output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("skipped: {program} {arguments:?}: {why}");
+    false
 }
 
 /// Makes what is mounted on `at` read-only, or writable again.
