@@ -13,6 +13,7 @@ mod disks;
 mod echo;
 mod ends;
 mod guest;
+mod host_trouble;
 mod kills;
 mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]

@@ -25,18 +25,21 @@ fn boot(home: &Home) -> Ckvmm {
 }
 
 /// A writer that has been stopped. It goes on when this goes.
-struct Stopped(Pid);
+pub(crate) struct Stopped(Pid);
 
 impl Stopped {
     /// Asks for a checkpoint and stops the process that writes it, once it has settled and has its name.
-    fn begin(vm: &Ckvmm) -> Stopped {
+    pub(crate) fn begin(vm: &Ckvmm) -> Stopped {
         vm.signal(Signal::SIGUSR1);
         let children = format!("/proc/{0}/task/{0}/children", vm.pid());
         let pid = soon("a writer", || {
             let children = fs::read_to_string(&children).expect("the VM is there");
             let pid = children.split_whitespace().next()?;
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (name == "ckvmm-writer\n").then(|| Pid::from_raw(pid.parse().expect("a number")))
+            // It is settled once the host would rather end it than the VM: it takes its name before.
+            let victim = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?;
+            let settled = name == "ckvmm-writer\n" && victim == "1000\n";
+            settled.then(|| Pid::from_raw(pid.parse().expect("a number")))
         });
         kill(pid, Signal::SIGSTOP).expect("it writes");
         Stopped(pid)

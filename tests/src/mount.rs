@@ -1,6 +1,11 @@
 //! File systems of a test's own, which nobody else sees and which go with the test.
 
-use std::{env, fs::File, path::Path, process::Command};
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
 
 use nix::{
     sched::{CloneFlags, unshare},
@@ -67,7 +72,64 @@ pub fn set_read_only(at: &Path, read_only: bool) {
     mount(&["-o", options, &at.to_string_lossy()]);
 }
 
+/// A file system on a block device that can be made to fail, and be mended: a loop device whose end is cut off. What the
+/// kernel writes back beyond the new end gets EIO, as from a disk that breaks.
+#[derive(Debug)]
+pub struct Device {
+    name: String,
+    file: PathBuf,
+    bytes: u64,
+}
+
+impl Device {
+    /// Mounts an empty one of `bytes` bytes on the directory `at`; its content is kept in the new file `file`. `None`,
+    /// with the reason, if this host gives no loop device. It goes when it is mounted no more.
+    ///
+    /// # Panics
+    /// If it cannot be made or mounted.
+    pub fn mount(at: &Path, file: PathBuf, bytes: u64) -> Option<Device> {
+        File::create(&file).and_then(|file| file.set_len(bytes)).expect("there is room for a sparse file");
+        // No journal: the first failure would end it, and with it all writing for good.
+        let ext4 = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-b", "4096", "-E", "lazy_itable_init=0"];
+        succeeds("mke2fs", Command::new("/sbin/mke2fs").args(ext4).arg(&file));
+        let found = Command::new("/sbin/losetup").args(["--find", "--show"]).arg(&file).output();
+        let found = found.expect("losetup is installed");
+        if !found.status.success() {
+            println!("skipped: no loop device: {}", String::from_utf8_lossy(&found.stderr).trim());
+            return None;
+        }
+        let name = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        mount(&["-o", "errors=continue", &name, &at.to_string_lossy()]);
+        // In use, it is given back later, at the unmount.
+        succeeds("losetup", Command::new("/sbin/losetup").args(["--detach", &name]));
+        fs::remove_dir(at.join("lost+found")).expect("mke2fs made it");
+        Some(Device { name, file, bytes })
+    }
+
+    /// From now on only the first `bytes` bytes can be written.
+    ///
+    /// # Panics
+    /// If the device cannot be changed.
+    pub fn fail_beyond(&self, bytes: u64) {
+        let file = File::options().write(true).open(&self.file).expect("it is there");
+        file.set_len(bytes).expect("its length can be changed");
+        succeeds("losetup", Command::new("/sbin/losetup").args(["--set-capacity", &self.name]));
+    }
+
+    /// All of it can be written again. What was beyond is zero now.
+    ///
+    /// # Panics
+    /// If the device cannot be changed.
+    pub fn mend(&self) {
+        self.fail_beyond(self.bytes);
+    }
+}
+
 fn mount(arguments: &[&str]) {
-    let output = Command::new("mount").args(arguments).output().expect("mount is installed");
-    assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    succeeds(&format!("mount {arguments:?}"), Command::new("mount").args(arguments));
+}
+
+fn succeeds(what: &str, command: &mut Command) {
+    let Output { status, stderr, .. } = command.output().unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(status.success(), "{what}: {}", String::from_utf8_lossy(&stderr));
 }

@@ -1,0 +1,87 @@
+//! A host that fails a checkpoint: the guest goes on, one line says why, nothing is left, and the next one succeeds.
+//!
+//! Here: a disk that breaks (EIO), and a limit on memory. A full disk (ENOSPC) is in `tests/bad_input/checkpoints.rs`
+//! (`a_store_without_room_for_ram`, `…_for_a_disk`, `…_for_a_name`), a writer that somebody kills in `writer.rs`
+//! (`a_killed_writer_costs_the_checkpoint_and_nothing_else`).
+
+use std::fs;
+
+use ckvmm_tests::{
+    LIMIT,
+    bare_metal::{self, Home},
+    cgroup::Cgroup,
+    config,
+    lines::is_error,
+    mount::{self, Device},
+    process::{self, Ckvmm},
+};
+use nix::sys::signal::Signal;
+
+use crate::{guest, picture, writer::Stopped};
+
+const MIB: u64 = 1 << 20;
+
+/// The next checkpoint is whole, and of the guest as it is now.
+fn succeeds(home: &Home, vm: &mut Ckvmm) {
+    let least = guest::steps(vm);
+    let image = bare_metal::checkpoint(vm);
+    assert!(picture::check(&image).steps >= least, "it is of an earlier instant");
+    home.ok(["verify", image.to_str().expect("UTF-8")]);
+    bare_metal::goes_on(vm);
+}
+
+#[test]
+fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
+    if guest::skipped() || !mount::enter_namespace() {
+        return;
+    }
+    for mode in ["fork", "stop"] {
+        let home = Home::in_memory();
+        let store = home.join("checkpoints");
+        fs::create_dir(&store).expect("an empty directory");
+        let Some(disk) = Device::mount(&store, home.join("device"), 96 * MIB) else { return };
+        let mut config = guest::config("linux", "32MiB", "job=write seed=7 mib=16 hot=1");
+        config["checkpoint"]["mode"] = mode.into();
+        let mut vm = home.boot(&config);
+        // Less than the guest's memory, which is random: some of it must fail.
+        disk.fail_beyond(8 * MIB);
+        for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
+            vm.signal(signal);
+            let line = vm.messages.expect("the guest goes on", LIMIT);
+            is_error(&line, &["checkpoints/.STAGING-", "Input/output error"]);
+            bare_metal::goes_on(&mut vm);
+            assert_eq!(home.names("checkpoints"), [""; 0], "{mode}: nothing is left of it");
+        }
+        disk.mend();
+        succeeds(&home, &mut vm);
+        vm.kill9();
+    }
+}
+
+#[test]
+fn a_limit_on_memory_costs_the_checkpoint_and_nothing_else() {
+    if guest::skipped() {
+        return;
+    }
+    let Some(group) = Cgroup::new() else { return };
+    let home = Home::in_memory();
+    let config = guest::config("linux", "48MiB", "job=write seed=3 mib=24 hot=16");
+    let mut command = process::command(home.path());
+    command.args(["boot", "--config"]).arg(config::write(home.path(), &config));
+    let mut vm = Ckvmm::start_command(group.run(&command));
+    vm.console.expect("CKVMM filled", LIMIT);
+
+    // The writer gives nothing back while it stands still, so all that the guest writes now is copied.
+    let writer = Stopped::begin(&vm);
+    group.limit(Some(group.bytes() + 2 * MIB));
+    let line = vm.messages.expect("the guest goes on", LIMIT);
+    is_error(&line, &["the writer was killed", "out of memory", "free memory"]);
+    drop(writer);
+    assert_eq!(group.kills(), 1, "the limit killed the writer, and nobody else");
+    assert_eq!(home.names("checkpoints"), [""; 0], "nothing is left of it");
+    bare_metal::goes_on(&mut vm);
+
+    group.limit(None);
+    succeeds(&home, &mut vm);
+    vm.kill9();
+}
