@@ -48,7 +48,7 @@ fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
         for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
             vm.signal(signal);
             let line = vm.messages.expect("the guest goes on", LIMIT);
-            is_error(&line, &["checkpoints/.STAGING-", "Input/output error"]);
+            is_error(&line, &["checkpoints/.STAGING-", "Input/output error", "; the storage has failed"]);
             bare_metal::goes_on(&mut vm);
             assert_eq!(home.names("checkpoints"), [""; 0], "{mode}: nothing is left of it");
         }

@@ -1,6 +1,6 @@
 //! How quantities stand in an error's line.
 
-use std::fmt;
+use std::{fmt, io};
 
 use crate::limits::NAMES_IN_ERROR_MAX;
 
@@ -31,6 +31,20 @@ impl fmt::Display for Names<'_> {
         match self.0.len() - shown.len() {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// What to do about a system's error, after a semicolon, where that is known.
+pub(super) struct Mend<'a>(pub(super) &'a io::Error);
+
+impl fmt::Display for Mend<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::EIO) => {
+                f.write_str("; the storage has failed: see the kernel's log, and choose another directory")
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -69,12 +69,12 @@ fn settle(keep: &[RawFd], parent: u32) {
         if libc::getppid() as u32 != parent {
             exit(1);
         }
+        // If the host runs out of memory, the checkpoint goes, not the guest: from the first moment on.
+        let victim = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        libc::write(victim, c"1000".as_ptr().cast(), 4);
         libc::prctl(libc::PR_SET_NAME, c"ckvmm-writer".as_ptr());
         libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
-        // If the host runs out of memory, the checkpoint goes, not the guest.
-        let victim = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        libc::write(victim, c"1000".as_ptr().cast(), 4);
         let mut next = 0;
         for kept in keep {
             if *kept > next {
