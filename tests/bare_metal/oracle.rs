@@ -23,7 +23,7 @@ use crate::{guest, model::Header, picture, random::Random};
 
 /// Chains of each of the four tests, in the lab, whose processor is emulated, and cuts of a chain.
 const CHAINS: usize = 5;
-const CHAINS_IN_THE_LAB: usize = 2;
+const CHAINS_IN_THE_LAB: usize = 1;
 const CUTS_A_CHAIN: usize = 10;
 /// Longest time between a checkpoint that is durable and the next cut: long enough for some ten rounds over the hot
 /// pages.
