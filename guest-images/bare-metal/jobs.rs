@@ -302,6 +302,7 @@ impl Account {
                 let bytes = self.read_all();
                 say!("read bytes={bytes}");
             }
+            Some(b'p') => say!("here"),
             Some(b'q') => power_off(),
             _ => return,
         }
