@@ -1,8 +1,10 @@
 //! What the VMM needs of the host beside KVM: the terminal, signals, the state directory, working copies of disks.
 
+mod base;
 pub mod console;
 pub mod disks;
 pub mod escape;
+mod qcow2;
 pub mod signals;
 pub mod state_dir;
 pub mod terminal;
