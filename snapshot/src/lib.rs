@@ -52,4 +52,4 @@ pub use saved::{Saved, Snapshot, StateMap};
 pub use sparse::CopyMethod;
 pub use staged::StagedImage;
 pub use store::{Entry, Store};
-pub use writer::{ForkedWriter, PreparedWriter};
+pub use writer::{ForkedWriter, PreparedWriter, Refused};

@@ -46,7 +46,7 @@ fn checkpoint(guest: &Guest, to: &Path) -> Result<PathBuf> {
     staged.cut_disks();
     staged.write_state(&StateMap::new())?;
     if guest.forked {
-        let writer = staged.prepare_writer(&guest.memory, &[])?.fork(&guest.memory)?;
+        let writer = staged.prepare_writer(&guest.memory, &[])?.fork(&guest.memory).map_err(|refused| refused.error)?;
         staged.finish_memory(writer, &progress)?;
     } else {
         staged.write_memory(&guest.memory, &[], &progress)?;

@@ -3,6 +3,7 @@
 pub mod console;
 pub mod disks;
 pub mod escape;
+pub mod memory;
 pub mod signals;
 pub mod state_dir;
 pub mod terminal;

@@ -1,21 +1,25 @@
 //! When checkpoints are made, what they are called, and which are kept.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use ckvmm_snapshot::{StagedImage, Store};
 
 use super::{
+    auto::{self, Known},
     finisher::{Finished, Unfinished},
     main_loop::{Life, Next},
     session::{Event, Session, sweep},
     verification::ends_now,
 };
 use crate::{
-    checkpoint::{self, Begun, Plan, Writer},
+    checkpoint::{self, Begun, Plan},
     cli::ExitStatus,
     config::CheckpointMode,
     error::{Error, Result},
-    host::terminal::say,
+    host::{memory, terminal::say},
     operations::{Asker, Running},
 };
 
@@ -79,7 +83,7 @@ impl Life<'_> {
     }
 
     fn begin(&mut self, operation: &Running, wanted: Wanted) -> Result<Begun> {
-        let session = &self.session;
+        let session = &mut *self.session;
         let mut staged = match wanted.dir {
             Some(dir) => {
                 dir.parent().map(Store::new).iter().for_each(sweep);
@@ -96,12 +100,19 @@ impl Life<'_> {
             CheckpointMode::Auto => session.config.checkpoint.mode,
             mode => mode,
         };
+        let resident = memory::own_bytes().unwrap_or(session.config.memory.0);
+        let known = Known { stop: wanted.stop, resident, free: memory::free(), history: &session.history };
+        let (writer, why) = auto::writer(mode, &known);
+        why.iter().for_each(|why| say(why));
+        let disks = self.machine.captured_disks().iter().map(|(_, disk)| disk.bytes_to_capture()).sum();
+        let now = Instant::now();
+        session.history.begin(now, session.history.work(now, resident, disks));
         let plan = Plan {
             name: session.config.name.to_string(),
             lineage: session.origin.lineage,
             parent: session.origin.parent,
             config: session.config.to_value(),
-            writer: writer(mode, wanted.stop),
+            writer,
             stay_paused: wanted.stop,
         };
         checkpoint::begin(&mut self.machine, staged, plan, operation.progress())
@@ -125,17 +136,6 @@ impl Life<'_> {
     }
 }
 
-/// A child costs the guest a copy of page tables and of what it writes meanwhile; a guest that will not run again
-/// needs none.
-fn writer(mode: CheckpointMode, stop: bool) -> Writer {
-    match mode {
-        CheckpointMode::Stop => Writer::Stop,
-        CheckpointMode::Fork => Writer::Fork,
-        CheckpointMode::Auto if stop => Writer::Stop,
-        CheckpointMode::Auto => Writer::Fork,
-    }
-}
-
 impl Session {
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
     fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
@@ -143,6 +143,8 @@ impl Session {
         match made {
             Ok(done) => {
                 self.origin.parent = Some(done.id);
+                let incremental = image.as_ref().is_some_and(|image| image.manifest().is_incremental());
+                self.history.made(done.written_bytes, incremental, Duration::from_micros(done.duration_us));
                 self.base = image;
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",

@@ -7,8 +7,10 @@
 //!
 //! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
 
+mod auto;
 mod checkpoints;
 mod finisher;
+mod history;
 mod main_loop;
 mod restore;
 mod session;

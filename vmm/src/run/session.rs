@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{
     finisher::{Finished, Finisher},
+    history::History,
     verification::Verification,
 };
 use crate::{
@@ -82,6 +83,8 @@ pub(super) struct Session {
     pub(super) finisher: Finisher,
     /// What the next checkpoint builds on: the last one that was made, or the one that the VM was restored from.
     pub(super) base: Option<Arc<Image>>,
+    /// What the checkpoints so far say of the next one.
+    pub(super) history: History,
     /// The finisher has a checkpoint.
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
@@ -123,6 +126,7 @@ impl Session {
             machine: AtomicU64::new(0),
             finisher,
             base: None,
+            history: History::default(),
             writing: false,
             then_stop: false,
         })
