@@ -20,6 +20,7 @@ use crate::{
     config::CheckpointMode,
     error::{Error, Result},
     host::{memory, terminal::say},
+    machine::Machine,
     operations::{Asker, Running},
 };
 
@@ -51,7 +52,10 @@ impl Life<'_> {
                 return self.checkpoint(operation, wanted);
             }
             // It comes after the one that is being made.
-            Err(_) if stop => self.session.then_stop = true,
+            Err(_) if stop => {
+                self.session.then_stop = true;
+                self.warn_if_it_takes_long();
+            }
             Err(error) => say(&error.to_string()),
         }
         Ok(Next::Continue)
@@ -60,6 +64,9 @@ impl Life<'_> {
     /// Captures the machine. The checkpoint is finished while the guest runs, unless the VM is to end with it.
     pub(super) fn checkpoint(&mut self, operation: Running, wanted: Wanted) -> Result<Next> {
         let (in_store, stop) = (wanted.dir.is_none(), wanted.stop);
+        if stop {
+            self.warn_if_it_takes_long();
+        }
         let ran = self.machine.is_running();
         let begun = match self.begin(&operation, wanted) {
             Ok(begun) => begun,
@@ -100,12 +107,11 @@ impl Life<'_> {
             CheckpointMode::Auto => session.config.checkpoint.mode,
             mode => mode,
         };
-        let resident = memory::own_bytes().unwrap_or(session.config.memory.0);
+        let resident = session.resident();
         let known = Known { stop: wanted.stop, resident, free: memory::free(), history: &session.history };
         let (writer, why) = auto::writer(mode, &known);
         why.iter().for_each(|why| say(why));
-        let disks = self.machine.captured_disks().iter().map(|(_, disk)| disk.bytes_to_capture()).sum();
-        let now = Instant::now();
+        let (now, disks) = (Instant::now(), bytes_to_capture(&self.machine));
         session.history.begin(now, session.history.work(now, resident, disks));
         let plan = Plan {
             name: session.config.name.to_string(),
@@ -118,9 +124,18 @@ impl Life<'_> {
         checkpoint::begin(&mut self.machine, staged, plan, operation.progress())
     }
 
+    /// Somebody waits for the VM to stop, and not for ever.
+    fn warn_if_it_takes_long(&self) {
+        let (session, disks) = (&*self.session, bytes_to_capture(&self.machine));
+        let takes = session.history.time_to_stop(Instant::now(), session.resident(), disks);
+        session.deadline.asked(takes).iter().for_each(|line| say(line));
+    }
+
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
-        self.session.checkpointed(finished, "; the guest goes on");
+        if self.session.checkpointed(finished, "; the guest goes on") {
+            self.session.foresee();
+        }
         if let Err(error) = self.machine.collapse_huge_pages() {
             tracing::warn!(%error, "the next pause may be longer");
         }
@@ -136,7 +151,25 @@ impl Life<'_> {
     }
 }
 
+/// Of all disks, about.
+fn bytes_to_capture(machine: &Machine) -> u64 {
+    machine.captured_disks().iter().map(|(_, disk)| disk.bytes_to_capture()).sum()
+}
+
 impl Session {
+    /// Bytes of RAM that the guest has touched, about.
+    fn resident(&self) -> u64 {
+        memory::own_bytes().unwrap_or(self.config.memory.0)
+    }
+
+    /// Says if a checkpoint with which the VM ends would take too long, as far as those tell that were made.
+    fn foresee(&mut self) {
+        let regular = self.config.checkpoint.every.is_some();
+        let Some(work) = self.history.usual_work(self.resident(), regular) else { return };
+        let takes = self.history.time_for(work);
+        self.deadline.foreseen(takes).iter().for_each(|line| say(line));
+    }
+
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
     fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
         self.writing = false;
@@ -162,6 +195,7 @@ impl Session {
                 true
             }
             Err(error) => {
+                self.history.failed();
                 if matches!(error, Error::Snapshot(ckvmm_snapshot::Error::Base { .. })) {
                     self.base = None;
                 }

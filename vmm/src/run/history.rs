@@ -65,10 +65,34 @@ impl History {
         }
     }
 
+    /// The one that began is not.
+    pub(super) fn failed(&mut self) {
+        self.begun = None;
+    }
+
+    /// How long it takes from `now` until a checkpoint is made, after the one that is being made if there is one.
+    pub(super) fn time_to_stop(&self, now: Instant, resident: u64, disks: u64) -> Duration {
+        let left = self.begun.map_or(Duration::ZERO, |(began, work)| {
+            self.time_for(work).saturating_sub(now.saturating_duration_since(began))
+        });
+        left + self.time_for(self.work(now, resident, disks))
+    }
+
     /// The work of a checkpoint that begins `now`.
     pub(super) fn work(&self, now: Instant, resident: u64, disks: u64) -> Work {
         let since = self.cut.map_or(Duration::ZERO, |cut| now.saturating_duration_since(cut));
         Work { resident, ram: self.changes_in(since, resident).unwrap_or(resident), disks }
+    }
+
+    /// The work of one that is made just before the next is due, as far as the last one tells; `None` if that is not
+    /// yet known. Where none is due, all may have changed by then.
+    pub(super) fn usual_work(&self, resident: u64, regular: bool) -> Option<Work> {
+        let ram = match self.changed {
+            Some((bytes, _)) => bytes.min(resident),
+            None if regular => return None,
+            None => resident,
+        };
+        Some(Work { resident, ram, disks: self.disks })
     }
 
     /// Bytes of RAM that the guest changes in `time`, at most `resident`: at least what it changed between the last two
@@ -108,6 +132,8 @@ mod tests {
         let first = history.work(Instant::now(), 2 * GIB, 200 * MIB);
         assert_eq!(first, work(2 * GIB, 2 * GIB, 200 * MIB));
         assert_eq!(history.time_for(first).as_millis(), 1000 + 10_240 + 1000);
+        assert_eq!(history.usual_work(GIB, true), None, "the next one will tell");
+        assert_eq!(history.usual_work(GIB, false), Some(work(GIB, GIB, 0)));
     }
 
     #[test]
@@ -123,6 +149,8 @@ mod tests {
         history.made(100 * MIB, true, 2 * SECOND);
         let after = |seconds: u64| history.work(start + Duration::from_secs(10 + seconds), 2 * GIB, 0).ram;
         assert_eq!([after(1), after(10), after(30), after(3000)], [100 * MIB, 100 * MIB, 300 * MIB, 2 * GIB]);
+        assert_eq!(history.usual_work(2 * GIB, true), Some(work(2 * GIB, 100 * MIB, 0)));
+        assert_eq!(history.usual_work(50 * MIB, true).unwrap().ram, 50 * MIB);
     }
 
     #[test]
@@ -134,6 +162,18 @@ mod tests {
         history.begin(start, work(0, 0, 63 * MIB));
         history.made(MIB, true, SECOND);
         assert_eq!(history.time_for(work(0, 0, 128 * MIB)), 2 * SECOND);
+    }
+
+    #[test]
+    fn whoever_wants_to_stop_waits_for_the_one_that_is_being_made() {
+        let (mut history, start) = (History::default(), Instant::now());
+        let alone = history.time_to_stop(start, 0, 200 * MIB);
+        assert_eq!(alone, SECOND);
+        history.begin(start, work(0, 0, 2000 * MIB));
+        assert_eq!(history.time_to_stop(start + 3 * SECOND, 0, 200 * MIB), 8 * SECOND);
+        assert_eq!(history.time_to_stop(start + 60 * SECOND, 0, 200 * MIB), SECOND, "longer than was thought");
+        history.failed();
+        assert_eq!(history.time_to_stop(start + SECOND, 0, 200 * MIB), SECOND);
     }
 
     #[test]

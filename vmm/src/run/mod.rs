@@ -9,6 +9,7 @@
 
 mod auto;
 mod checkpoints;
+mod deadline;
 mod finisher;
 mod history;
 mod main_loop;

@@ -14,6 +14,7 @@ use ckvmm_snapshot::{Image, Store};
 use uuid::Uuid;
 
 use super::{
+    deadline::Deadline,
     finisher::{Finished, Finisher},
     history::History,
     verification::Verification,
@@ -85,6 +86,7 @@ pub(super) struct Session {
     pub(super) base: Option<Arc<Image>>,
     /// What the checkpoints so far say of the next one.
     pub(super) history: History,
+    pub(super) deadline: Deadline,
     /// The finisher has a checkpoint.
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
@@ -112,6 +114,7 @@ impl Session {
         let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
         sweep(&store);
         let finisher = Finisher::start(sender.clone())?;
+        let deadline = Deadline::new(config.checkpoint.stop_deadline);
         Ok(Session {
             config,
             state,
@@ -127,6 +130,7 @@ impl Session {
             finisher,
             base: None,
             history: History::default(),
+            deadline,
             writing: false,
             then_stop: false,
         })
