@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::sparse::{self, CopyMethod, Named};
 
@@ -14,7 +14,7 @@ use crate::sparse::{self, CopyMethod, Named};
 /// # Errors
 /// [`Error::Exists`](crate::Error::Exists), [`Error::NoSpace`](crate::Error::NoSpace) and others of the file system;
 /// `to` is then not left behind.
-pub fn copy_file(from: &File, from_path: &Path, to: &Path) -> Result<CopyMethod> {
+pub(crate) fn copy_file(from: &File, from_path: &Path, to: &Path) -> Result<CopyMethod> {
     let source = Named { file: from, path: from_path };
     make(source, sparse::length(source)?, to, |copy| files::sync(copy, to))
 }
@@ -32,8 +32,55 @@ pub(crate) fn make_copy(from: Named<'_>, bytes: u64, to: &Path) -> Result<CopyMe
 /// [`Error::Io`](crate::Error::Io) and others of the file system.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     files::rename(from, to)?;
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-    files::sync_dir(parent.unwrap_or(Path::new(".")))
+    files::sync_dir(directory_of(to))
+}
+
+/// The working copy of a file, and a note beside it that says what it was made from.
+///
+/// Invariant: at any moment, after a power loss too, where the copy is there the note is there that was made with it.
+#[derive(Debug, Clone, Copy)]
+pub struct NotedCopy<'a> {
+    /// Its name.
+    pub path: &'a Path,
+    /// Its name until it is whole, in the same directory.
+    pub unfinished: &'a Path,
+    /// The note's name, in the same directory.
+    pub note: &'a Path,
+}
+
+impl NotedCopy<'_> {
+    /// Copies `from` (whose name for errors is `from_path`) and notes `text`. A copy that is there is replaced, but not
+    /// before all of the new one is on the disk. Moves the offset of `from`.
+    ///
+    /// # Errors
+    /// As [`copy_file`].
+    pub fn make(&self, from: &File, from_path: &Path, text: &str) -> Result<()> {
+        remove_if_there(self.unfinished)?;
+        copy_file(from, from_path, self.unfinished)?;
+        if remove_if_there(self.path)? {
+            // Or the old copy might come back beside the new note.
+            files::sync_dir(directory_of(self.path))?;
+        }
+        remove_if_there(self.note)?;
+        let note = files::create(self.note)?;
+        let written = files::write_at(&note, text.as_bytes(), 0);
+        written.map_err(|source| Error::io_wanting(self.note, "write it", text.len() as u64, source))?;
+        files::sync(&note, self.note)?;
+        files::sync_dir(directory_of(self.note))?;
+        rename_durably(self.unfinished, self.path)
+    }
+}
+
+/// True if it was.
+fn remove_if_there(path: &Path) -> Result<bool> {
+    match files::remove(path) {
+        Err(error) if error.is_not_found() => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Result<()>) -> Result<CopyMethod> {

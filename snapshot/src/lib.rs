@@ -40,7 +40,7 @@ mod wire;
 mod writer;
 
 pub use chunk_map::{ChunkMap, Region};
-pub use copy::{copy_file, rename_durably};
+pub use copy::{NotedCopy, rename_durably};
 pub use digest::{Chunk, Digest, FileDigest};
 pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};

@@ -5,19 +5,19 @@
 //! disks/root.base   what it was made from: path, bytes, time of the last change
 //! ```
 //!
-//! Invariants: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
-//! not ask to be replaced. The name is durable before the guest runs: what it flushes is found under it after a power
-//! loss, and not under a name that is swept.
+//! Invariants: a working copy has its name only when it is whole and the note beside it is its own, and nothing here
+//! ever replaces one that somebody did not ask to be replaced. The name is durable before the guest runs: what it
+//! flushes is found under it after a power loss, and not under a name that is swept.
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use ckvmm_snapshot::{Image, LiveDisk, copy_file, rename_durably};
+use ckvmm_snapshot::{Image, LiveDisk, NotedCopy, rename_durably};
 use uuid::Uuid;
 
 use super::state_dir::StateDir;
@@ -113,10 +113,10 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
                 return as_it_is(disk, state, false);
             }
             let path = state.disk(&disk.id);
-            whole(&path, |unfinished| {
-                image.materialise_disk(&disk.id, unfinished)?;
-                Ok(())
-            })?;
+            let unfinished = unfinished(&path);
+            remove_if_there(&unfinished)?;
+            image.materialise_disk(&disk.id, &unfinished)?;
+            rename_durably(&unfinished, &path)?;
             // Whatever it was before: its file is the guest's own now.
             let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
             Ok(Disk { mode: DiskMode::Private, made_from, ..Disk::new(disk, path) })
@@ -134,30 +134,14 @@ fn working_copy(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Path
         return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
     }
     lock(&disk.id, &disk.path, &base, true)?;
-    whole(&path, |unfinished| {
-        copy_file(&base, &disk.path, unfinished)?;
-        write_durably(&note, &origin).map_err(cannot_make(&path))
-    })?;
+    let copy = NotedCopy { path: &path, unfinished: &unfinished(&path), note: &note };
+    copy.make(&base, &disk.path, &origin)?;
     Ok(path)
 }
 
-/// A note that were lost would make of the guest's disk one whose origin has changed.
-fn write_durably(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-/// Makes the file `path` under another name, so that it is whole or not there. What a crash left of it goes.
-fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let unfinished = path.with_extension("raw.tmp");
-    remove_if_there(&unfinished)?;
-    make(&unfinished)?;
-    Ok(rename_durably(&unfinished, path)?)
-}
-
-fn cannot_make(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { path: path.into(), what: "the working copy cannot be made", source }
+/// What a disk is called until it is whole.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("raw.tmp")
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
