@@ -304,7 +304,7 @@ impl Drop for StagedImage {
     fn drop(&mut self) {
         if !self.committed {
             // What cannot be removed now is swept at the next start.
-            let _ = files::remove_tree(&self.directory);
+            let _ = staging_dir::remove(&self.directory);
         }
     }
 }
