@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     api::{BoundSocket, Server},
+    arch::boot_cpu::Entry,
     boot::{self, Shape},
     config::{ConfigError, NicConfig, Uplink, VmConfig},
     control::{CommandError, Control, Request, Shared, VmState},
@@ -137,9 +138,7 @@ impl Session {
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.
-    pub(super) fn boot_machine(&self) -> Result<Machine> {
-        let ram = Ram::zeroed(self.config.memory.0)?;
-        let entry = boot::load(&self.config.kernel, self.shape(), ram.memory())?;
+    pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
         let mut machine = self.build_machine(ram)?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
@@ -179,13 +178,23 @@ impl Session {
             None => Err(ConfigError::field(field, "there is none, and no network", "give {\"tap\": NAME}").into()),
         }
     }
+}
 
-    fn shape(&self) -> Shape {
-        Shape {
-            memory: self.config.memory.0,
-            vcpus: self.config.vcpus,
-            virtio_devices: Board::virtio_devices(self.config.disks.len(), self.config.nics.len()),
-        }
+/// RAM of a machine to be, with a kernel in it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    ram: Ram,
+    entry: Entry,
+}
+
+impl Loaded {
+    /// With the kernel of the configuration.
+    pub(super) fn new(config: &VmConfig) -> Result<Self> {
+        let virtio_devices = Board::virtio_devices(config.disks.len(), config.nics.len());
+        let shape = Shape { memory: config.memory.0, vcpus: config.vcpus, virtio_devices };
+        let ram = Ram::zeroed(config.memory.0)?;
+        let entry = boot::load(&config.kernel, shape, ram.memory())?;
+        Ok(Loaded { ram, entry })
     }
 }
 
