@@ -18,7 +18,7 @@ use crate::{
     host::terminal::say,
     host_cpu,
     machine::{Machine, Paused},
-    operations::CheckpointDone,
+    operations::{CheckpointDone, Held, Running},
 };
 
 /// What a checkpoint says of itself, and what comes after it.
@@ -84,7 +84,7 @@ impl Memory {
 ///
 /// # Errors
 /// If it cannot be captured: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
-pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progress: &Progress) -> Result<Begun> {
+pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, operation: &Running) -> Result<Begun> {
     let started = Instant::now();
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
     let prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
@@ -93,7 +93,7 @@ pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progres
     }
     let ran = machine.is_running();
     let (created, stopped) = (Timestamp::now(), Instant::now());
-    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, prepared, plan.writer, progress));
+    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, prepared, plan.writer, operation));
     if ran && (captured.is_err() || !plan.stay_paused) {
         machine.resume()?;
     }
@@ -122,11 +122,17 @@ fn capture(
     staged: &mut StagedImage,
     prepared: PreparedWriter,
     writer: Writer,
-    progress: &Progress,
+    operation: &Running,
 ) -> Result<Captured> {
     let state = paused.save()?;
     let ram = paused.ram().memory();
-    let mut write = |prepared| staged.write_prepared(prepared, ram, progress).map(|bytes| Memory::Written { bytes });
+    let mut write = |prepared| {
+        let held = operation.held();
+        operation.hold(held.or(Some(Held::Guest)));
+        let written = staged.write_prepared(prepared, ram, operation.progress());
+        operation.hold(held);
+        written.map(|bytes| Memory::Written { bytes })
+    };
     let memory = match writer {
         Writer::Stop => write(prepared)?,
         Writer::Fork => Memory::Forked(prepared.fork(ram).map_err(|refused| refused.error)?),

@@ -40,6 +40,15 @@ enum End {
     Failed(String),
 }
 
+/// What can do nothing else until an operation ends, be it made or given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The guest stands still.
+    Guest,
+    /// The VM, which ends with it.
+    Vm,
+}
+
 struct Entry {
     id: OperationId,
     progress: Arc<Progress>,
@@ -47,6 +56,7 @@ struct Entry {
     end: Option<(Timestamp, End)>,
     /// Somebody who asked through the API has not seen its end yet.
     awaited: bool,
+    held: Option<Held>,
 }
 
 /// The operations of one VM.
@@ -90,7 +100,8 @@ impl Operations {
         let id = OperationId::new();
         let progress = Arc::new(Progress::default());
         let awaited = asker == Asker::Api;
-        let entry = Entry { id, progress: progress.clone(), started: Timestamp::now(), end: None, awaited };
+        let started = Timestamp::now();
+        let entry = Entry { id, progress: progress.clone(), started, end: None, awaited, held: None };
         let begun = entry.show();
         entries.push_back(entry);
         drop(entries);
@@ -111,6 +122,11 @@ impl Operations {
     /// Whether an operation runs.
     pub fn is_running(&self) -> bool {
         self.entries().iter().any(|e| e.end.is_none())
+    }
+
+    /// What the running operation holds.
+    pub fn held(&self) -> Option<Held> {
+        self.entries().iter().find(|e| e.end.is_none())?.held
     }
 
     /// Asks the running operation, if there is one, to end early.
@@ -239,6 +255,19 @@ impl Running {
     #[must_use]
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        self.operations.entries().iter().find(|e| e.id == self.id)?.held
+    }
+
+    /// Says what it holds from now on.
+    pub fn hold(&self, held: Option<Held>) {
+        if let Some(entry) = self.operations.entries().iter_mut().find(|e| e.id == self.id) {
+            entry.held = held;
+        }
     }
 
     /// Ends it: the checkpoint is durable.

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     host::{memory, terminal::say},
     machine::Machine,
-    operations::{Asker, Running},
+    operations::{Asker, Held, Running},
 };
 
 /// A checkpoint as somebody wants it.
@@ -65,6 +65,7 @@ impl Life<'_> {
     pub(super) fn checkpoint(&mut self, operation: Running, wanted: Wanted) -> Result<Next> {
         let (in_store, stop) = (wanted.dir.is_none(), wanted.stop);
         if stop {
+            operation.hold(Some(Held::Vm));
             self.warn_if_it_takes_long();
         }
         let ran = self.machine.is_running();
@@ -121,7 +122,7 @@ impl Life<'_> {
             writer,
             stay_paused: wanted.stop,
         };
-        checkpoint::begin(&mut self.machine, staged, plan, operation.progress())
+        checkpoint::begin(&mut self.machine, staged, plan, operation)
     }
 
     /// Somebody waits for the VM to stop, and not for ever.

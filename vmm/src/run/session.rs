@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender},
     },
 };
@@ -39,6 +39,7 @@ use crate::{
         events::{MachineEvent, Notify},
         ram::Ram,
     },
+    operations::Held,
 };
 
 /// What the main loop waits for.
@@ -223,8 +224,21 @@ pub(super) fn sweep(store: &Store) {
 
 fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) {
     let (shared, sender) = (Arc::clone(shared), sender.clone());
+    let asked_before = AtomicBool::new(false);
     signals.deliver(move |asked| match asked {
         Asked::PowerOff if shared.state() == VmState::Starting => signals::end_the_start(),
+        Asked::PowerOff => {
+            match shared.operations().held() {
+                None => {}
+                Some(Held::Vm) if !asked_before.swap(true, Ordering::Relaxed) => {
+                    say("the VM ends once its checkpoint is made; ask again to stop, and the checkpoint is given up");
+                }
+                // What was asked before comes next, and says it to the guest.
+                Some(Held::Vm) => return shared.operations().cancel_running(),
+                Some(Held::Guest) => shared.operations().cancel_running(),
+            }
+            drop(sender.send(Event::Signal(asked)));
+        }
         Asked::Checkpoint if shared.operations().is_running() => {
             say("SIGUSR1: a checkpoint is being made already; this signal makes no second one");
         }
