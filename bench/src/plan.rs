@@ -58,7 +58,7 @@ pub(crate) fn others(quick: bool) -> Vec<Case> {
 
 /// RAM touched of guests that are restored, in MiB.
 pub(crate) fn restored(quick: bool) -> Vec<u64> {
-    if quick { vec![256] } else { vec![512, 2048] }
+    if quick { vec![256] } else { vec![512, 1024, 2048] }
 }
 
 /// Clones that are started at once.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Restores of one checkpoint.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// From the start of the process, in seconds.
 #[derive(Debug, Serialize, Deserialize)]

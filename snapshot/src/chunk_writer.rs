@@ -44,6 +44,13 @@ pub(crate) struct WrittenChunk {
     pub(crate) changed: Changed,
 }
 
+impl WrittenChunk {
+    /// True if some of it was written to the file.
+    pub(crate) fn is_in_file(&self) -> bool {
+        self.chunk != Chunk::Zero && self.changed != Changed::Nothing
+    }
+}
+
 /// Why a chunk could not be written.
 #[derive(Debug)]
 pub(crate) enum Trouble {

@@ -37,6 +37,7 @@ mod staged;
 mod staging_dir;
 mod store;
 mod wire;
+mod write_out;
 mod writer;
 
 pub use chunk_map::{ChunkMap, Region};

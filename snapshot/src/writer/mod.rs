@@ -39,6 +39,7 @@ use crate::layers::{Changed, Layers, Rebase};
 use crate::limits::PAGE_BYTES;
 use crate::memory::{self, PlannedChunk, Run};
 use crate::progress::{Phase, Progress};
+use crate::write_out;
 
 /// All that is needed to write guest RAM; made while the guest still runs.
 pub struct PreparedWriter {
@@ -175,6 +176,9 @@ impl Target {
         chunks.begin();
         for (index, planned) in order {
             let written = chunks.write(memory, planned, &self.file).map_err(Stop::Trouble)?;
+            if written.is_in_file() {
+                write_out::begin(&self.file, &planned.file);
+            }
             self.results.put(*index, &written, planned.guest_bytes);
             after(planned).map_err(Stop::Cancelled)?;
         }
