@@ -9,7 +9,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(pub u16);
 
-/// The number of a cut, and the colour of whoever and whatever has it behind it. 0: no cut yet.
+/// The number of a cut, and the colour of whoever and whatever has it behind it. Each life of a network counts anew.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Colour(pub u64);
 
@@ -73,6 +73,11 @@ impl<F> Content<F> {
             Content::Bye => Content::Bye,
         }
     }
+}
+
+impl Colour {
+    /// Of what has no cut behind it.
+    pub const NONE: Colour = Colour(0);
 }
 
 impl Node {

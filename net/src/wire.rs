@@ -6,7 +6,7 @@
 //!  5  1  0
 //!  6  2  hello: the sender's node; else 0
 //!  8  8  incarnation
-//! 16  8  colour
+//! 16  8  colour; hello: 0
 //! 24  8  link_seq; hello: the next one that the sender expects
 //! 32     frame: struct virtio_net_hdr_v1 (12 bytes), Ethernet frame
 //! ```
@@ -42,8 +42,6 @@ pub struct Hello {
     pub node: Node,
     /// Its life.
     pub incarnation: Incarnation,
-    /// The colour it has.
-    pub colour: Colour,
     /// The `link_seq` that it waits for: 0, or more on a link that takes up where a broken connection ended.
     pub expects: u64,
 }
@@ -91,8 +89,8 @@ impl<'a> Packet<&'a [u8]> {
 impl Hello {
     /// Its bytes.
     pub fn encode(&self) -> [u8; PREFIX_BYTES] {
-        let Hello { node, incarnation, colour, expects } = *self;
-        prefix(HELLO, node, incarnation, colour, expects)
+        let Hello { node, incarnation, expects } = *self;
+        prefix(HELLO, node, incarnation, Colour::NONE, expects)
     }
 
     /// Reads it.
@@ -101,13 +99,12 @@ impl Hello {
     /// [`Error::Packet`] says in which way it is none.
     pub fn decode(bytes: &[u8]) -> Result<Hello> {
         let (prefix, rest) = split(bytes)?;
-        if prefix[4] != HELLO || prefix[5] != 0 || !rest.is_empty() {
+        if prefix[4] != HELLO || prefix[5] != 0 || word(prefix, 16) != 0 || !rest.is_empty() {
             return Err(Error::Packet { what: "it does not open a link" });
         }
         Ok(Hello {
             node: Node(u16::from_le_bytes([prefix[6], prefix[7]])),
             incarnation: Incarnation(word(prefix, 8)),
-            colour: Colour(word(prefix, 16)),
             expects: word(prefix, 24),
         })
     }
@@ -173,9 +170,8 @@ mod tests {
         }
 
         #[test]
-        fn a_hello_comes_back(node: u16, incarnation: u64, colour: u64, expects: u64) {
-            let (incarnation, colour) = (Incarnation(incarnation), Colour(colour));
-            let hello = Hello { node: Node(node), incarnation, colour, expects };
+        fn a_hello_comes_back(node: u16, incarnation: u64, expects: u64) {
+            let hello = Hello { node: Node(node), incarnation: Incarnation(incarnation), expects };
             prop_assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
             prop_assert!(Packet::decode(&hello.encode()).is_err());
         }

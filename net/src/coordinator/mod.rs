@@ -45,8 +45,8 @@ pub struct Coordinator<S> {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase<S> {
-    /// Who is ready, by node.
-    Starting(Vec<bool>),
+    /// Who is ready, by node; and whether a cut has been left undecided.
+    Starting(Vec<bool>, bool),
     Idle,
     Intending,
     /// Parts, by node.
@@ -68,20 +68,26 @@ enum Wish {
 }
 
 impl<S: Clone> Coordinator<S> {
-    /// One of a network that begins, or is restored: a lineage of its own. `members` says whose guest was off already,
-    /// `colour` which one all begin with.
-    pub fn new(members: Vec<Member>, colour: Colour) -> Self {
-        let ready = members.iter().map(|member| *member != Member::On).collect();
-        Coordinator { members, newest: colour, phase: Phase::Starting(ready) }
+    /// One of a network that begins, or is restored: a lineage of its own. `members` says whose guest was off already.
+    pub fn new(members: Vec<Member>) -> Self {
+        let phase = Phase::Starting(not_on(&members), false);
+        Coordinator { members, newest: Colour::NONE, phase }
     }
 
-    /// One that takes over a network that runs. `newest` is the newest intent in the store with its decision, if any.
-    pub fn succeed(members: Vec<Member>, newest: (Colour, Option<Decision>), outputs: &mut Vec<Output<S>>) -> Self {
-        let mut this = Coordinator { members, newest: newest.0, phase: Phase::Idle };
-        match newest {
-            (cut, None) => this.decide(cut, Wish::Abort(Reason::Orphaned), outputs),
+    /// One that takes over. The members tell it, too, that they are ready or run already, since nobody knows whom the one
+    /// before told to go. `newest` is the newest intent in the store, if there is any, with its decision, if there is one.
+    pub fn succeed(
+        members: Vec<Member>,
+        newest: Option<(Colour, Option<Decision>)>,
+        outputs: &mut Vec<Output<S>>,
+    ) -> Self {
+        let cut = newest.map_or(Colour::NONE, |(cut, _)| cut);
+        let decision = newest.and_then(|(_, decision)| decision);
+        let phase = Phase::Starting(not_on(&members), newest.is_some() && decision.is_none());
+        let this = Coordinator { members, newest: cut, phase };
+        if let Some(decision) = decision {
             // The one before may not have told all.
-            (cut, Some(decision)) => this.tell_decision(cut, decision, outputs),
+            this.tell_decision(cut, decision, outputs);
         }
         this
     }
@@ -111,9 +117,9 @@ impl<S: Clone> Coordinator<S> {
         &self.members
     }
 
-    /// Whether a cut is under way.
-    pub fn is_busy(&self) -> bool {
-        matches!(self.phase, Phase::Intending | Phase::Collecting(_) | Phase::Deciding(_))
+    /// Whether a cut can begin: the members run, and none is under way.
+    pub fn may_begin(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Undecided)
     }
 
     /// Whether it has found that there is another one: it will do nothing any more.
@@ -122,7 +128,7 @@ impl<S: Clone> Coordinator<S> {
     }
 
     fn ready(&mut self, node: Node, outputs: &mut Vec<Output<S>>) {
-        let Phase::Starting(ready) = &mut self.phase else { return };
+        let Phase::Starting(ready, _) = &mut self.phase else { return };
         if let Some(ready) = ready.get_mut(node.index()) {
             *ready = true;
         }
@@ -130,9 +136,15 @@ impl<S: Clone> Coordinator<S> {
     }
 
     fn go_if_all_are_ready(&mut self, outputs: &mut Vec<Output<S>>) {
-        if matches!(&self.phase, Phase::Starting(ready) if ready.iter().all(|ready| *ready)) {
-            self.phase = Phase::Idle;
-            self.tell(ToMember::Go, outputs);
+        let Phase::Starting(ready, orphan) = &self.phase else { return };
+        if !ready.iter().all(|ready| *ready) {
+            return;
+        }
+        let orphan = *orphan;
+        self.phase = Phase::Idle;
+        self.tell(ToMember::Go, outputs);
+        if orphan {
+            self.decide(self.newest, Wish::Abort(Reason::Orphaned), outputs);
         }
     }
 
@@ -204,7 +216,7 @@ impl<S: Clone> Coordinator<S> {
         let Some(member) = self.members.get_mut(node.index()) else { return };
         *member = Member::Off;
         match &mut self.phase {
-            Phase::Starting(ready) => {
+            Phase::Starting(ready, _) => {
                 ready[node.index()] = true;
                 self.go_if_all_are_ready(outputs);
             }
@@ -255,7 +267,7 @@ impl<S: Clone> Coordinator<S> {
         }
     }
 
-    fn tell_decision(&mut self, cut: Colour, decision: Decision, outputs: &mut Vec<Output<S>>) {
+    fn tell_decision(&self, cut: Colour, decision: Decision, outputs: &mut Vec<Output<S>>) {
         match decision {
             Decision::Commit => {
                 self.tell(ToMember::Committed(cut), outputs);
@@ -291,4 +303,9 @@ impl<S: Clone> Coordinator<S> {
         let on = self.members.iter().zip(0..).filter(|(member, _)| **member == Member::On);
         outputs.extend(on.map(|(_, node)| Output::Send(Node(node), message)));
     }
+}
+
+/// Who need not be waited for.
+fn not_on(members: &[Member]) -> Vec<bool> {
+    members.iter().map(|member| *member != Member::On).collect()
 }

@@ -88,8 +88,6 @@ pub struct Setup {
     pub nodes: u16,
     /// The network's life.
     pub incarnation: Incarnation,
-    /// The colour that all have at the beginning of this life.
-    pub colour: Colour,
     /// Bounds.
     pub limits: Limits,
 }

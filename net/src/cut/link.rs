@@ -29,11 +29,11 @@ pub(super) struct Link<F> {
 }
 
 impl<F: Payload> Link<F> {
-    pub(super) fn new(colour: Colour) -> Self {
+    pub(super) fn new() -> Self {
         Link {
             connected: true,
             bye: false,
-            colour,
+            colour: Colour::NONE,
             held: None,
             expects: 0,
             row: VecDeque::new(),
@@ -44,7 +44,7 @@ impl<F: Payload> Link<F> {
 
     /// A node's link to itself: there is nobody.
     pub(super) fn to_nobody() -> Self {
-        Link { connected: false, bye: true, ..Link::new(Colour(0)) }
+        Link { connected: false, bye: true, ..Link::new() }
     }
 
     /// Whether nothing older than `cut` comes any more.

@@ -52,18 +52,25 @@ pub struct Cut<F> {
 impl<F: Payload> Cut<F> {
     /// A VM with all its links up and nothing on them.
     pub fn new(setup: Setup) -> Self {
-        let Setup { me, nodes, incarnation, colour, limits } = setup;
-        let link = |node| if node == me.0 { Link::to_nobody() } else { Link::new(colour) };
+        let Setup { me, nodes, incarnation, limits } = setup;
+        let link = |node| if node == me.0 { Link::to_nobody() } else { Link::new() };
         Cut {
             incarnation,
-            colour,
-            wanted: colour,
+            colour: Colour::NONE,
+            wanted: Colour::NONE,
             links: (0..nodes).map(link).collect(),
             inbox: Inbox::new(limits.pending_bytes),
             open: None,
             guest_is_off: false,
             limits,
             counters: Counters::default(),
+        }
+    }
+
+    /// A node whose guest was off when the network was saved: there is no link to it.
+    pub fn absent(&mut self, node: Node) {
+        if let Some(link) = self.links.get_mut(node.index()) {
+            *link = Link::to_nobody();
         }
     }
 
@@ -233,3 +240,6 @@ impl<F: Payload> Cut<F> {
         self.close_if_done(outputs);
     }
 }
+
+#[cfg(test)]
+mod tests;
