@@ -11,6 +11,7 @@
 
 pub mod coordinator;
 pub mod cut;
+pub mod decision;
 mod error;
 pub mod link;
 pub mod packet;
@@ -20,6 +21,7 @@ pub mod wire;
 
 pub use coordinator::Coordinator;
 pub use cut::Cut;
+pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
 pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};

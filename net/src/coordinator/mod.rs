@@ -309,3 +309,6 @@ impl<S: Clone> Coordinator<S> {
 fn not_on(members: &[Member]) -> Vec<bool> {
     members.iter().map(|member| *member != Member::On).collect()
 }
+
+#[cfg(test)]
+mod tests;

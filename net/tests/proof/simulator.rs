@@ -178,7 +178,7 @@ fn number(variable: &str) -> Option<u64> {
 fn failed(seed: u64, what: &str) -> ! {
     panic!(
         "seed {seed}: {what}; again, step by step: \
-         CKVMM_SEED={seed} cargo test -p ckvmm-net --test proof simulator -- --nocapture"
+         CKVMM_SEED={seed} cargo test -p ckvmm-net --test proof very_many_runs -- --nocapture"
     );
 }
 
