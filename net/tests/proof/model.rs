@@ -59,6 +59,7 @@ const ONE: Budget = Budget {
     usurpations: 0,
     deadlines: 0,
     store_failures: 0,
+    losses: 0,
     kills: 0,
     power_offs: 0,
     breaks: 0,
@@ -156,6 +157,12 @@ fn all_is_killed_and_restored_beside_packets_of_its_older_life() {
     let stale = |world: &World| world.store.base.is_some() && world.is_any_packet_stale();
     let plan = Plan { wire: 1, aim: stale, ..two_each(Budget { cuts: 2, kills: 1, ..ONE }) };
     assert_eq!(explore("kill and restore", plan), None);
+}
+
+#[test]
+fn a_vmm_dies_and_later_all_is_restored() {
+    let plan = two_each(Budget { losses: 1, kills: 1, ..ONE });
+    assert_eq!(explore("a VMM dies, restore", plan), None);
 }
 
 #[test]

@@ -59,11 +59,13 @@ pub(crate) fn is_at_rest(plan: &Plan, world: &World) -> bool {
         let mut missing = plan.frames(from, to, receiver.received[usize::from(from)]);
         missing.all(|number| number > sender.sent || receiver.dropped.contains(&(from, number)))
     };
-    let on = || nodes().filter(|(_, vmm)| !vmm.off);
+    let on = || nodes().filter(|(_, vmm)| !vmm.off && !vmm.lost);
     let sent = on().all(|(me, vmm)| usize::from(vmm.guest.sent) == plan.scripts[usize::from(me)].len());
     let all_came =
         on().all(|(to, vmm)| nodes().all(|(from, _)| from == to || vmm.broken[usize::from(from)] || came(from, to)));
     // One that has been replaced may wait for ever for what was told to the other.
     let idle = world.seats.iter().any(|seat| seat.brain.may_begin());
+    // Where a VMM is lost, others may wait for ever to start: the network can only be restored.
+    let (sent, idle) = if nodes().any(|(_, vmm)| vmm.lost) { (true, true) } else { (sent, idle) };
     sent && all_came && idle && nodes().all(|(_, vmm)| vmm.taking.is_none() && vmm.writing.is_none())
 }

@@ -61,7 +61,7 @@ impl Lots {
                 Action::Request(_) => 100,
                 Action::FailCut(_) | Action::FailWrite(_) | Action::FailErrand(..) => 20,
                 Action::Deadline(_) => 3,
-                Action::PowerOff(_) | Action::Die(_) | Action::Usurp | Action::Kill => 3,
+                Action::PowerOff(_) | Action::Lose(_) | Action::Die(_) | Action::Usurp | Action::Kill => 3,
                 Action::Break(..) => 1,
             };
             *place = sum;
@@ -91,6 +91,7 @@ fn plan(random: &mut Random) -> Plan {
         usurpations: some(random, 1),
         deadlines: some(random, 2),
         store_failures: some(random, 2),
+        losses: if random.once_in(6) { 1 } else { 0 },
         kills: some(random, 3),
         power_offs: if random.once_in(6) { 1 } else { 0 },
         breaks: if random.once_in(10) { 1 } else { 0 },

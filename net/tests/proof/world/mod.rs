@@ -52,7 +52,9 @@ pub(crate) struct Budget {
     pub(crate) deadlines: u8,
     /// The store fails, before or after it has written.
     pub(crate) store_failures: u8,
-    /// A VMM dies, and the network is restored.
+    /// A VMM dies, and the others run on.
+    pub(crate) losses: u8,
+    /// All VMMs die, and the network is restored.
     pub(crate) kills: u8,
     /// A guest powers off.
     pub(crate) power_offs: u8,
@@ -101,6 +103,8 @@ pub(crate) enum Action {
     /// It ends.
     HangUp(u16),
     Break(u16, u16),
+    /// A VMM dies.
+    Lose(u16),
     /// A VMM reads what a coordinator sent.
     Order(usize, u16),
     /// A coordinator reads what a VMM sent.
@@ -115,7 +119,7 @@ pub(crate) enum Action {
     Deadline(usize),
     Die(usize),
     Usurp,
-    /// A VMM dies: all are ended and restored from the last commit.
+    /// All VMMs are ended and restored from the last commit.
     Kill,
 }
 
@@ -216,7 +220,7 @@ impl World {
         for me in every.clone() {
             let of_node = [Action::Send(me), Action::Deliver(me), Action::TakeCut(me), Action::FailCut(me)];
             let of_image = [Action::Write(me), Action::FailWrite(me)];
-            let of_end = [Action::PowerOff(me), Action::Leave(me), Action::HangUp(me)];
+            let of_end = [Action::PowerOff(me), Action::Leave(me), Action::HangUp(me), Action::Lose(me)];
             actions.extend(of_node.into_iter().chain(of_image).chain(of_end));
             for other in every.clone().filter(|other| *other != me) {
                 actions.extend([Action::Wire(me, other), Action::Arrive(me, other), Action::Break(me, other)]);

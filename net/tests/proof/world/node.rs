@@ -48,6 +48,8 @@ pub(crate) struct Vmm {
     pub(crate) told: bool,
     /// … and the process is gone.
     pub(crate) gone: bool,
+    /// The process died.
+    pub(crate) lost: bool,
     /// Links that have ended, by node …
     pub(crate) parted: Vec<bool>,
     /// … and those of them that have broken.
@@ -70,6 +72,7 @@ impl Vmm {
             off: false,
             told: false,
             gone: false,
+            lost: false,
             parted: vec![false; nodes],
             broken: vec![false; nodes],
             unheld: BTreeMap::new(),
@@ -86,7 +89,11 @@ impl Vmm {
     }
 
     pub(crate) fn member(&self) -> Member {
-        if self.off { Member::Off } else { Member::On }
+        match self {
+            Vmm { lost: true, .. } => Member::Lost,
+            Vmm { off: true, .. } => Member::Off,
+            _ => Member::On,
+        }
     }
 
     /// Whether a packet from `from` waits for a cut.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ckvmm_net::coordinator::{Decision, Input, Output, ToMember, Verdict};
+use ckvmm_net::coordinator::{Decision, Input, Member, Output, ToMember, Verdict};
 use ckvmm_net::{Colour, Coordinator};
 
 use super::{Action, Budget, Image, Vmm};
@@ -41,7 +41,7 @@ pub(crate) struct Store {
 impl Seat {
     /// One to which all nodes say that they are there.
     pub(crate) fn new(brain: Coordinator<()>, nodes: &[Vmm]) -> Seat {
-        let ready = |vmm: &Vmm| (!vmm.off).then(|| Input::Ready(vmm.node())).into_iter().collect();
+        let ready = |vmm: &Vmm| (vmm.member() == Member::On).then(|| Input::Ready(vmm.node())).into_iter().collect();
         let orders = vec![VecDeque::new(); nodes.len()];
         Seat { brain, mail: nodes.iter().map(ready).collect(), orders, errand: None, answer: None, clock: None }
     }

@@ -35,7 +35,7 @@ impl World {
             }
             Action::FailWrite(me) => left.writer_failures > 0 && node(me).writing.is_some(),
             Action::PowerOff(me) => left.power_offs > 0 && node(me).running && !node(me).off,
-            Action::Leave(me) => node(me).off && !node(me).told && node(me).writing.is_none(),
+            Action::Leave(me) => node(me).off && !node(me).gone && !node(me).told && node(me).writing.is_none(),
             Action::HangUp(me) => {
                 let out =
                     |to| node(me).cut.next_to_send(Node(to)).is_some() || !self.wires[self.wire(me, to)].is_empty();
@@ -44,6 +44,7 @@ impl World {
             Action::Break(one, other) => {
                 left.breaks > 0 && !node(one).off && !node(other).off && !node(one).parted[usize::from(other)]
             }
+            Action::Lose(me) => left.losses > 0 && !node(me).gone,
             Action::Kill => left.kills > 0,
             Action::Usurp => left.usurpations > 0,
             Action::Order(at, to) => {
@@ -104,6 +105,10 @@ impl World {
                     self.node(here).broken[usize::from(there)] = true;
                     self.end_link(plan, here, there);
                 }
+            }
+            Action::Lose(me) => {
+                self.left.losses -= 1;
+                self.lose(plan, me);
             }
             Action::Order(seat, to) => self.order(plan, seat, to),
             Action::Kill => {

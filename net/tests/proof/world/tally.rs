@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 /// What must happen now and then.
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     "frames delivered",
     "packets held",
     "frames logged",
@@ -16,6 +16,7 @@ const ALL: [&str; 11] = [
     "frames in checkpoints",
     "restores",
     "guests off",
+    "VMMs lost",
 ];
 
 /// How often.

@@ -82,6 +82,20 @@ impl World {
         }
     }
 
+    /// A VMM dies. What it has on the disk stays.
+    pub(super) fn lose(&mut self, plan: &Plan, me: u16) {
+        self.count("VMMs lost", 1);
+        let cut = plan.cut(me, self.incarnation);
+        let vmm = self.node(me);
+        (vmm.cut, vmm.taking, vmm.writing) = (cut, None, None);
+        (vmm.running, vmm.gone, vmm.lost) = (false, true, true);
+        for other in (0..plan.nodes()).filter(|other| *other != me) {
+            self.node(other).broken[usize::from(me)] = true;
+            self.end_link(plan, other, me);
+        }
+        self.report(me, coordinator::Input::Lost(Node(me)));
+    }
+
     pub(super) fn order(&mut self, plan: &Plan, seat: usize, to: u16) {
         match self.seats[seat].orders[usize::from(to)].pop_front().expect("there is one") {
             ToMember::Go => {
