@@ -22,6 +22,11 @@ use crate::staged::write_all;
 /// [`Error::NoSpace`], [`Error::Io`] and others of the file system. The file may then have come to exist: only reading
 /// it, or writing it again, tells.
 pub fn write_once(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.symlink_metadata().is_ok() {
+        files::sync_dir(parent)?;
+        return Ok(false);
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{}", Uuid::new_v4()));
     let linked = make_with(&temporary, |file| {
@@ -34,8 +39,7 @@ pub fn write_once(path: &Path, bytes: &[u8]) -> Result<bool> {
     })?;
     // One that stays costs a name.
     let _ = files::remove(&temporary);
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    files::sync_dir(parent.unwrap_or(Path::new(".")))?;
+    files::sync_dir(parent)?;
     Ok(linked)
 }
 
@@ -55,8 +59,8 @@ mod tests {
         assert!(!second.expect("looks"));
         assert_eq!(std::fs::read(&path).expect("read"), b"first");
         assert_eq!(std::fs::read_dir(&directory).expect("list").count(), 1, "nothing else stays");
-        let last = steps.last().map(|step| step.operation);
-        assert_eq!(last, Some("sync_dir"), "who comes late makes durable what is there");
+        let operations: Vec<_> = steps.iter().map(|step| step.operation).collect();
+        assert_eq!(operations, ["sync_dir"], "who comes late makes durable what is there");
     }
 
     #[test]
