@@ -102,6 +102,8 @@ pub enum Reason {
     Left(Node),
     /// A member is gone.
     Lost(Node),
+    /// All guests are off: there is nothing to save.
+    AllOff,
     /// These have said nothing in time.
     Late(Vec<Node>),
     /// The coordinator that began it is gone.
@@ -120,6 +122,7 @@ impl fmt::Display for Reason {
             Reason::Failed(node, why) => write!(out, "node {node}: {why}"),
             Reason::Left(node) => write!(out, "node {node} powered off in the middle of it"),
             Reason::Lost(node) => write!(out, "node {node} is gone"),
+            Reason::AllOff => out.write_str("all guests are off"),
             Reason::Late(nodes) => {
                 out.write_str("no answer in time from node")?;
                 nodes.iter().try_for_each(|node| write!(out, " {node}"))

@@ -153,6 +153,7 @@ impl<S: Clone> Coordinator<S> {
         let refusal = match (&self.phase, lost) {
             (Phase::Deposed, _) => Some(Reason::Deposed),
             (Phase::Idle | Phase::Undecided, Some((_, node))) => Some(Reason::Lost(Node(node))),
+            (Phase::Idle | Phase::Undecided, None) if !self.members.contains(&Member::On) => Some(Reason::AllOff),
             (Phase::Idle | Phase::Undecided, None) => None,
             _ => Some(Reason::Busy),
         };
@@ -199,8 +200,9 @@ impl<S: Clone> Coordinator<S> {
         let whole = self.members.iter().zip(parts).all(|(member, part)| *member == Member::Off || part.is_some());
         let given = parts.iter().zip(0..).filter_map(|(part, node)| Some((Node(node), part.clone()?)));
         let given: Vec<_> = given.collect();
-        // Of nobody there is no checkpoint.
-        if whole && !given.is_empty() {
+        if whole && given.is_empty() {
+            self.fail(Reason::AllOff, outputs);
+        } else if whole {
             outputs.push(Output::Decide(self.newest, Verdict::Commit(given)));
             self.phase = Phase::Deciding(Wish::Commit);
         }

@@ -104,8 +104,10 @@ fn a_member_that_ran_on_after_its_cut_is_part_of_it_or_it_is_none() {
 fn of_guests_that_are_all_off_there_is_no_checkpoint() {
     let mut coordinator = collecting();
     tell(&mut coordinator, Input::Left(Node(0), Colour::NONE));
-    assert_eq!(tell(&mut coordinator, Input::Left(Node(1), Colour::NONE)), []);
-    aborts(&tell(&mut coordinator, Input::Deadline(ONE)), Reason::Late(vec![]));
+    aborts(&tell(&mut coordinator, Input::Left(Node(1), Colour::NONE)), Reason::AllOff);
+    tell(&mut coordinator, Input::Decided(ONE, Decision::Abort));
+    let refused = Output::Done(ONE, Outcome::Refused(Reason::AllOff));
+    assert_eq!(tell(&mut coordinator, Input::Requested), [refused]);
 }
 
 #[test]

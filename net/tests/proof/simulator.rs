@@ -7,7 +7,7 @@
 //!
 //! A run that fails prints its seed and the command that repeats it, step by step.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -147,23 +147,15 @@ fn step(plan: &Plan, world: &mut World, action: Action, say: bool) -> Result<(),
 
 /// Nothing goes wrong any more, and all that can happen does.
 fn calm(plan: &Plan, world: &mut World, lots: &Lots, say: bool) -> Result<(), &'static str> {
-    world.left = Budget { cuts: world.left.cuts, ..Budget::default() };
-    // Only time ends a cut for which somebody waits in vain.
-    world.left.deadlines = u8::MAX;
-    let mut again = true;
-    while again {
-        again = false;
-        for action in lots.actions.iter().filter(|action| !matches!(action, Action::Deadline(_))) {
-            while world.can(plan, *action) {
+    world.left = Budget { cuts: world.left.cuts, deadlines: u8::MAX, ..Budget::default() };
+    let happens = |world: &World, action: &Action| world.can(plan, *action);
+    // Only time ends a cut for which somebody waits in vain, and only where nothing else happens.
+    let (late, other): (Vec<_>, Vec<_>) = lots.actions.iter().partition(|action| matches!(action, Action::Deadline(_)));
+    while let Some(first) = other.iter().chain(&late).find(|action| happens(world, action)) {
+        step(plan, world, *first, say)?;
+        for action in &other {
+            while happens(world, action) {
                 step(plan, world, *action, say)?;
-                again = true;
-            }
-        }
-        if !again {
-            for action in (0..SEATS).map(Action::Deadline).filter(|action| world.can(plan, *action)).collect::<Vec<_>>()
-            {
-                step(plan, world, action, say)?;
-                again = true;
             }
         }
     }
@@ -209,13 +201,12 @@ fn no_frame_is_lost_doubled_or_mixed_up_in_very_many_runs() {
         }
     };
     let tally = thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..thread::available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(work)).collect();
-        let mut sum = Tally::default();
-        threads
-            .into_iter()
-            .for_each(|thread| sum += thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        sum
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..cpus).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().fold(Tally::default(), |mut sum, thread| {
+            sum += thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            sum
+        })
     });
     println!("simulator: {runs} runs, {:.1} s: {tally:?}", started.elapsed().as_secs_f32());
     tally.assert_all_happened();
