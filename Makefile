@@ -1,6 +1,6 @@
 # Short names for cargo and shell commands; whatever is more than a line is a script of its own.
 .DEFAULT_GOAL := help
-.PHONY: help deps images bare-metal lab-shell demo test mutants bench soak clean
+.PHONY: help deps images bare-metal lab-shell demo test mutants model bench soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -27,6 +27,10 @@ test: deps images ## all tests
 
 mutants: deps bare-metal ## see that each test of bad input fails without its check
 	@tests/mutants
+
+model: ## every order of events of small networks, a million of larger ones; ten minutes
+	@cargo test --quiet --package ckvmm-net --test proof larger -- --ignored --nocapture
+	@CKVMM_RUNS=1000000 cargo test --quiet --package ckvmm-net --test proof very_many_runs -- --nocapture
 
 bench: deps bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
 	@cargo build --quiet --release --package ckvmm --package ckvmm-bench

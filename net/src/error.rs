@@ -1,8 +1,11 @@
-//! The crate's one error type: each variant names the interface and what to do about it.
+//! The crate's one error type: each variant names the interface, link or cut and what to do about it.
 
 use std::io;
+use std::path::PathBuf;
 
-/// What can go wrong with a link to the host's network.
+use crate::packet::{Colour, Node};
+
+/// What can go wrong between a guest and the world.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The name cannot be that of a network interface.
@@ -62,6 +65,37 @@ pub enum Error {
         what: &'static str,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// Bytes on a link are no packet.
+    #[error("packet on a link: {what}; both ends must be the same ckvmm")]
+    Packet {
+        /// In which way.
+        what: &'static str,
+    },
+    /// A peer does what no peer does.
+    #[error("link to node {peer}: {what}; both ends must be the same ckvmm, go back to the last checkpoint")]
+    Link {
+        /// The node at its other end.
+        peer: Node,
+        /// What it did.
+        what: &'static str,
+    },
+    /// What is to be durable about a cut cannot be made so.
+    #[error(transparent)]
+    Store(#[from] ckvmm_snapshot::Error),
+    /// What was decided about a cut cannot be known.
+    #[error("{}: cannot read what was decided: {source}; mend the file system, or restore from a copy", path.display())]
+    Decision {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The coordinator has committed a cut that is not whole.
+    #[error("cut {cut}: committed before it was whole here; do not use this checkpoint")]
+    Coordinator {
+        /// The cut.
+        cut: Colour,
     },
 }
 

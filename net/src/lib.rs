@@ -1,12 +1,29 @@
-//! What connects a guest's network card to the world. For now: a TAP interface of the host.
+//! What connects a guest's network card to the world: a TAP interface of the host, or the other VMs of its network.
+//!
+//! ```text
+//! card ─ Link ─ TAP                                 an uplink
+//! card ─ Switch ─ Cut ─ packets ─ Cut ─ Switch ─ card     a network: each VMM has a link to each other
+//!                  └── Coordinator ──┘              checkpoints of all of it
+//! ```
 //!
 //! Invariant: a packet is bytes here. Nothing in this crate sees guest memory, KVM or virtqueues; what a frame looks
-//! like on its way is in [`link`].
+//! like on its way is in [`link`] and [`wire`]. What decides is pure, and does not even look at the bytes.
 
+pub mod coordinator;
+pub mod cut;
+pub mod decision;
 mod error;
 pub mod link;
+pub mod packet;
+pub mod switch;
 mod tap;
+pub mod wire;
 
+pub use coordinator::Coordinator;
+pub use cut::Cut;
+pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
+pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
+pub use switch::{Route, Switch};
 pub use tap::Tap;

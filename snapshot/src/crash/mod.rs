@@ -16,6 +16,7 @@
 mod content;
 pub(crate) mod journal;
 mod model;
+mod once;
 mod outcomes;
 mod scenario;
 mod tests;

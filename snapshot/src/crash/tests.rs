@@ -14,7 +14,7 @@ use super::content::{Content, Data};
 use super::journal::{Op, Promises};
 use super::model::{Item, Model, Outcome, Tree};
 use super::outcomes::{self, Random};
-use super::{scenario, working_copy};
+use super::{once, scenario, working_copy};
 use crate::fault::recorded;
 
 /// Sets the seed of what is chosen by chance, which else differs from run to run.
@@ -46,6 +46,7 @@ struct Scenario {
 
 const CHECKPOINTS: Scenario = Scenario { run: scenario::run, check: scenario::check };
 const WORKING_COPIES: Scenario = Scenario { run: working_copy::run, check: working_copy::check };
+const ONCE: Scenario = Scenario { run: once::run, check: once::check };
 
 /// The changes that a run makes, each a single one.
 fn journal(scenario: Scenario) -> (TempDir, Vec<Op>) {
@@ -170,10 +171,15 @@ fn a_power_loss_takes_no_disk_from_a_guest_that_has_flushed_it() {
 }
 
 #[test]
+fn a_power_loss_takes_back_nothing_that_was_written_once() {
+    prove(ONCE);
+}
+
+#[test]
 fn each_fsync_is_needed() {
     let mut random = Random::new(seed());
     let mut not_missed = Vec::new();
-    for scenario in [CHECKPOINTS, WORKING_COPIES] {
+    for scenario in [CHECKPOINTS, WORKING_COPIES, ONCE] {
         let (_, ops) = journal(scenario);
         for (at, sync) in ops.iter().enumerate().filter(|(_, op)| is_sync(op)) {
             let mut proof = Proof::default();
