@@ -75,6 +75,8 @@ fn settle(keep: &[RawFd], parent: u32) {
         libc::write(victim, c"1000".as_ptr().cast(), 4);
         libc::prctl(libc::PR_SET_NAME, c"ckvmm-writer".as_ptr());
         libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+        // It never takes the CPU from a vCPU when it wakes up; see sched(7), SCHED_BATCH.
+        libc::sched_setscheduler(0, libc::SCHED_BATCH, &libc::sched_param { sched_priority: 0 });
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
         let mut next = 0;
         for kept in keep {
