@@ -48,6 +48,8 @@ pub enum Kind {
     Word = 0x6d75_6e02,
     /// A word of a sender that sends no more numbered frames.
     LastWord = 0x6d75_6e03,
+    /// A word to one that its sender has not heard of.
+    Hello = 0x6d75_6e04,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +115,7 @@ impl Frame {
             }
         }
         let kind = u32::from(half(20)) | u32::from(half(22)) << 16;
-        let kinds = [Kind::Numbered, Kind::Word, Kind::LastWord];
+        let kinds = [Kind::Numbered, Kind::Word, Kind::LastWord, Kind::Hello];
         let Some(kind) = kinds.into_iter().find(|known| *known as u32 == kind) else { return Err(corrupt) };
         let mac = |at: usize| core::array::from_fn(|byte| bytes[at + byte]);
         Ok(Frame {
@@ -284,3 +286,7 @@ impl Table {
         self.broadcasts + self.others().map(|(_, peer)| peer.sent).sum::<u64>()
     }
 }
+
+#[cfg(test)]
+#[path = "net_model_tests.rs"]
+mod tests;

@@ -2,14 +2,14 @@
 //! and whoever has a card carries its frames.
 //!
 //! ```text
-//! not heard of: a word, more and more rarely ─▶ heard of: numbered frames to each in turn ─▶ stopped: last words
-//! ─▶ drained: everybody has said that it has all, and sends no more
+//! not heard of: a hello, more and more rarely ─▶ heard of, hears us: numbered frames to each in turn ─▶ stopped:
+//! last words ─▶ drained: everybody has said that it has all, and sends no more
 //! ```
 //!
 //! Invariants:
-//! - A node sends numbered frames to those only that it has heard of, and at most `window` more than the other says it
-//!   has. So nothing is lost because a node has not begun, or because its queue is full: whatever is missing was lost
-//!   on the way.
+//! - A node sends numbered frames to those only that say that they hear it, and at most `window` more than the other
+//!   says it has. So nothing is lost because a node or the way to it has not begun, or because its queue is full:
+//!   whatever is missing was lost on the way.
 //! - Every frame but a broadcast says what its sender has sent and what it expects. A loss is seen by the next frame,
 //!   whichever, and does not close the window for ever.
 //! - Words that nobody answers become rarer, so that they fill no queue.
@@ -39,6 +39,8 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default)]
 struct Talk {
     heard: bool,
+    /// It has heard of us.
+    hears: bool,
     /// It has said that it sends no more.
     stopped: bool,
     /// What this node last told it to expect, of its frames and its broadcasts.
@@ -102,6 +104,7 @@ impl Node {
         };
         let (peer, talk) = (&mut self.table.peers[sender], &mut self.talks[sender]);
         talk.heard = true;
+        talk.hears |= frame.kind != Kind::Hello;
         talk.rest = self.plan.rest;
         if all {
             peer.broadcasts.note(frame.number);
@@ -109,7 +112,7 @@ impl Node {
         }
         match frame.kind {
             Kind::Numbered => peer.stream.note(frame.number),
-            Kind::Word => peer.stream.told(frame.number),
+            Kind::Word | Kind::Hello => peer.stream.told(frame.number),
             Kind::LastWord => {
                 peer.stream.told(frame.number);
                 talk.stopped = true;
@@ -118,10 +121,10 @@ impl Node {
         peer.broadcasts.told(frame.broadcasts);
         if frame.expected > peer.sent || frame.expected_broadcast > self.table.broadcasts {
             self.table.ahead += 1;
-            return;
         }
-        peer.acknowledged = peer.acknowledged.max(frame.expected);
-        peer.broadcasts_acknowledged = peer.broadcasts_acknowledged.max(frame.expected_broadcast);
+        peer.acknowledged = peer.acknowledged.max(frame.expected.min(peer.sent));
+        let broadcasts = frame.expected_broadcast.min(self.table.broadcasts);
+        peer.broadcasts_acknowledged = peer.broadcasts_acknowledged.max(broadcasts);
     }
 
     /// Writes the next frame, if there is one to be sent now; its length.
@@ -188,7 +191,7 @@ impl Node {
     fn is_open(&self, node: usize) -> bool {
         let peer = &self.table.peers[node];
         let under_way = peer.sent - peer.acknowledged;
-        node != usize::from(self.plan.me) && self.talks[node].heard && under_way < self.plan.window
+        node != usize::from(self.plan.me) && self.talks[node].hears && under_way < self.plan.window
     }
 
     fn broadcast_is_next(&self) -> bool {
@@ -196,7 +199,7 @@ impl Node {
         self.plan.broadcast > 0
             && broadcasts * self.plan.broadcast <= self.table.sent()
             && self.table.others().all(|(node, peer)| {
-                self.talks[node].heard && broadcasts - peer.broadcasts_acknowledged < self.plan.window
+                self.talks[node].hears && broadcasts - peer.broadcasts_acknowledged < self.plan.window
             })
     }
 
@@ -230,8 +233,12 @@ impl Node {
     }
 
     fn word(&mut self, node: usize, now: u64, to: &mut [u8]) -> usize {
-        let kind = if self.table.stopped == 1 { Kind::LastWord } else { Kind::Word };
-        let rest = self.talks[node].rest;
+        let Talk { heard, rest, .. } = self.talks[node];
+        let kind = match self.table.stopped {
+            _ if !heard => Kind::Hello,
+            1 => Kind::LastWord,
+            _ => Kind::Word,
+        };
         self.say(node, kind, now, &mut to[..SHORTEST]);
         self.talks[node].rest = rest.saturating_mul(4).max(self.plan.rest);
         SHORTEST
@@ -246,3 +253,7 @@ impl Node {
         self.talks[node].at = now;
     }
 }
+
+#[cfg(test)]
+#[path = "net_node_tests.rs"]
+mod tests;
