@@ -19,6 +19,13 @@ mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]
 #[path = "../../guest-images/bare-metal/model.rs"]
 mod model;
+mod net;
+#[expect(unreachable_pub, reason = "it is written for the guest")]
+#[path = "../../guest-images/bare-metal/net_model.rs"]
+mod net_model;
+#[expect(unreachable_pub, reason = "it is written for the guest")]
+#[path = "../../guest-images/bare-metal/net_node.rs"]
+mod net_node;
 mod oracle;
 mod picture;
 mod qcow2;

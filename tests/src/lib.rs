@@ -12,6 +12,7 @@ pub mod lines;
 pub mod mount;
 pub mod network;
 pub mod orphans;
+pub mod packets;
 pub mod paths;
 pub mod pidfd;
 pub mod process;
