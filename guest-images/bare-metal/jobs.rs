@@ -27,7 +27,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     let (bytes, hot) = match job {
         Job::Write | Job::Sweep => (mib << 20, get("hot", mib) << 20),
         Job::PageFill => (mib << 20, 0),
-        Job::Time | Job::Disks | Job::Other => (0, 0),
+        Job::Time | Job::Disks | Job::Net | Job::Other => (0, 0),
     };
     if hot > bytes {
         fail(format_args!("hot= is more than mib="));
@@ -239,6 +239,13 @@ impl Account {
 
     /// Looks at the clock and accounts for the time since the last look; now and then at the serial line too.
     pub fn look(&mut self) {
+        if self.tick() {
+            self.serve(Serial::get());
+        }
+    }
+
+    /// Looks at the clock and accounts for the time since the last look. True if the serial line is to be looked at.
+    pub fn tick(&mut self) -> bool {
         let now = tsc();
         let unit = field!(self, units) + 1;
         set_field!(self, unit, units);
@@ -255,10 +262,16 @@ impl Account {
         }
         set_field!(self, now, last_tsc);
         self.last_tsc = now;
-        if now.wrapping_sub(self.last_poll) >= self.poll {
+        let due = now.wrapping_sub(self.last_poll) >= self.poll;
+        if due {
             self.last_poll = now;
-            self.serve();
         }
+        due
+    }
+
+    /// So many steps are done.
+    pub fn set_steps(&mut self, steps: u64) {
+        set_field!(self, steps, steps);
     }
 
     /// The second CPU's account, if it works.
@@ -275,8 +288,8 @@ impl Account {
     }
 
     /// What somebody asks on the serial line.
-    fn serve(&mut self) {
-        match Serial::get() {
+    pub fn serve(&mut self, asked: Option<u8>) {
+        match asked {
             Some(b's') => {
                 let (mut steps, mut units) = (field!(self, steps), field!(self, units));
                 let (mut longest, mut unit) = (field!(self, longest_gap), field!(self, longest_gap_unit));
@@ -302,6 +315,7 @@ impl Account {
                 let bytes = self.read_all();
                 say!("read bytes={bytes}");
             }
+            Some(b'p') => say!("here"),
             Some(b'q') => power_off(),
             _ => return,
         }

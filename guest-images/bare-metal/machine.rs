@@ -7,6 +7,9 @@ use core::fmt;
 pub mod port {
     pub const PIC_1_MASK: u16 = 0x21;
     pub const PIC_2_MASK: u16 = 0xa1;
+    pub const TIMER_2: u16 = 0x42;
+    pub const TIMER_COMMAND: u16 = 0x43;
+    pub const TIMER_2_GATE: u16 = 0x61;
     pub const I8042_COMMAND: u16 = 0x64;
     pub const SERIAL: u16 = 0x3f8;
     pub const PVPANIC: u16 = 0x505;
@@ -61,6 +64,24 @@ pub fn tsc() -> u64 {
     // SAFETY: reads a counter.
     unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
     (u64::from(high) << 32) | u64::from(low)
+}
+
+/// TSC ticks a second, by the PC's timer: its channel 2 counts down from 0x800, once. Whoever takes the CPU away
+/// meanwhile makes that longer, so the shortest of some is right.
+pub fn tsc_hz() -> u64 {
+    const TIMER_HZ: u64 = 1_193_182;
+    const TRIES: usize = 32;
+    write_port(port::TIMER_2_GATE, 1); // counts, and the speaker is off
+    let count = || {
+        write_port(port::TIMER_COMMAND, 0xb0); // channel 2, both bytes, mode 0
+        write_port(port::TIMER_2, 0x00);
+        let begin = tsc();
+        write_port(port::TIMER_2, 0x08);
+        while read_port(port::TIMER_2_GATE) & 0x20 == 0 {}
+        tsc() - begin
+    };
+    let shortest = (0..TRIES).fold(u64::MAX, |shortest, _| shortest.min(count()));
+    shortest * TIMER_HZ / 0x800
 }
 
 /// Whether boot.s has turned AVX on.

@@ -14,6 +14,13 @@
 //! job=pagefill seed=N mib=N      fills and does nothing more
 //! job=disks seed=N mib=N flush=N fills N MiB, then writes 1, 2, 3, … to RAM, to disk 0 and to disk 1, each when the one
 //!                                before is done (disk_model.rs), and flushes both every N (16)
+//! job=net peers=N me=I           node I, from 0, of N nodes that send each other numbered frames and look for gaps:
+//!                                net_model.rs, net_node.rs
+//!         rate=N                 N numbered frames a second; 0 (default): as fast as they go
+//!         bytes=N                of a numbered frame (1514)
+//!         broadcast=1/N          one numbered frame in N is to everybody; none by default
+//!         window=N               numbered frames to a node that may be under way; by default 64, or what has a place in
+//!                                the receive queue of a node to which all others send so many
 //! job=time                       looks at the TSC only
 //! job=echo                       sends back what comes in on the serial line
 //! job=registers                  fills the CPU's registers and looks for ever whether they are still the same
@@ -22,20 +29,26 @@
 //! job=triple                     triple-faults
 //! ```
 //!
-//! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, pagefill and time keep account in memory: model.rs. While one
-//! of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r` forgets
-//! the gaps seen so far, `a` reads a word of every page that was filled, `q` turns off.
+//! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, net, pagefill and time keep account in memory: model.rs.
+//! While one of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r`
+//! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` says that it is here, `q` turns
+//! off; `x` ends what `job=net` sends.
 //!
 //! Lines on the serial line, each begins with `CKVMM`:
 //!
 //! ```text
 //! CKVMM hello protocol=linux|pvh ram_mib=N
+//! CKVMM here                                                                  the answer to p
 //! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
 //! CKVMM filled steps=N                                                         the arena is full
 //! CKVMM found disk0=N disk1=N                                                  the newest numbers on the disks, at boot
 //! CKVMM flushed n=N                                                            both disks have said so
 //! CKVMM status steps=N units=N longest_gap=N longest_gap_unit=N backwards=N tsc=N
 //! CKVMM read bytes=N                                                           what `a` has read
+//! CKVMM net from=J received=N lost=N duplicated=N reordered=N corrupt=N next=N  before status, for each other node
+//! CKVMM net broadcasts from=J received=N lost=N duplicated=N reordered=N next=N its frames to everybody
+//! CKVMM net sent=N broadcasts=N acknowledged=N corrupt=N astray=N ahead=N foreign=N
+//! CKVMM net final drained=yes|no sent=N …                                      after `x` and the lines above, once
 //! CKVMM registers CHANGED name=… expected=… found=…
 //! CKVMM poweroff | reboot via=… | panic | triple                               just before
 //! CKVMM error …                                                                then pvpanic
@@ -47,14 +60,20 @@
 
 #[macro_use]
 mod machine;
+mod card;
 mod disk;
 mod disk_model;
 mod disks;
 mod jobs;
 #[expect(dead_code, reason = "who checks our memory uses the rest")]
 mod model;
+mod net;
+#[expect(dead_code, reason = "who checks our memory uses the rest")]
+mod net_model;
+mod net_node;
 mod registers;
 mod second;
+mod virtio;
 
 use machine::{Boot, Serial, parameter, port, triple_fault, tsc, visit_cpl_0, write_port};
 
@@ -80,6 +99,7 @@ unsafe extern "sysv64" fn guest_main(boot: u64, pvh: u64) -> ! {
         }
         name @ ("write" | "sweep" | "pagefill" | "time") => jobs::memory(name, &boot),
         "disks" => disks::run(&boot),
+        "net" => net::run(&boot),
         "echo" => jobs::echo(&boot),
         "registers" => registers::watch(&boot),
         "reboot" => reboot(parameter(line, "via").unwrap_or("i8042")),

@@ -56,6 +56,8 @@ pub enum Job {
     Sweep = 4,
     /// As `Write`, and each step after the fill is written to two disks too: disk_model.rs.
     Disks = 5,
+    /// No memory work: exchanges frames with other nodes, and its account is where an arena would be: net_model.rs.
+    Net = 6,
 }
 
 /// The header, as the guest keeps it and as it is found in a picture of memory.

@@ -1,9 +1,9 @@
-//! A new file with the content of another, and its name.
+//! A new file with the content of another or of somebody's pieces, and its name.
 
 use std::fs::File;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::sparse::{self, CopyMethod, Named};
 
@@ -23,6 +23,25 @@ pub fn copy_file(from: &File, from_path: &Path, to: &Path) -> Result<CopyMethod>
 /// as that of any [`copy_file`].
 pub(crate) fn make_copy(from: Named<'_>, bytes: u64, to: &Path) -> Result<CopyMethod> {
     make(from, bytes, to, |_| Ok(()))
+}
+
+/// Makes the file `to`, private to its owner: `bytes` zeros, and the pieces that `fill` puts there at their offsets.
+/// Pages of zeros stay holes. It is as durable as one of [`copy_file`].
+///
+/// # Errors
+/// Those of `fill`, and those of [`copy_file`]; `to` is then not left behind.
+pub fn write_file<E: From<Error>>(
+    to: &Path,
+    bytes: u64,
+    fill: impl FnOnce(&dyn Fn(&[u8], u64) -> Result<()>) -> Result<(), E>,
+) -> Result<(), E> {
+    make_with(to, |file| {
+        files::set_len(file, to, bytes)?;
+        fill(&|piece, offset| {
+            sparse::write_data(file, piece, offset).map_err(|source| Error::io_wanting(to, "write it", bytes, source))
+        })?;
+        Ok(files::sync(file, to)?)
+    })
 }
 
 /// Gives a file that is complete its name, replacing what had it. When this returns the name is durable: what is
@@ -45,7 +64,7 @@ fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Re
 }
 
 /// Makes the file `to` with what `fill` puts into it.
-pub(crate) fn make_with<T>(to: &Path, fill: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+pub(crate) fn make_with<T, E: From<Error>>(to: &Path, fill: impl FnOnce(&File) -> Result<T, E>) -> Result<T, E> {
     let file = files::create(to)?;
     // The first error is the one that counts.
     fill(&file).inspect_err(|_| drop(files::remove(to)))
@@ -53,8 +72,9 @@ pub(crate) fn make_with<T>(to: &Path, fill: impl FnOnce(&File) -> Result<T>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
-    use crate::Error;
     use crate::fault::{Fault, with};
 
     #[test]
@@ -75,6 +95,31 @@ mod tests {
         assert_eq!(std::fs::read(&to).expect("read"), [7; 9000]);
         assert!(matches!(copy_file(&file, &from, &to), Err(Error::Exists { .. })));
         assert_eq!(std::fs::read(&to).expect("read"), [7; 9000], "what exists stays as it is");
+    }
+
+    #[test]
+    fn a_file_of_pieces_is_sparse_and_durable_or_not_there() {
+        let directory = tempfile::tempdir().expect("directory");
+        let to = directory.path().join("to");
+        let piece: Vec<u8> = [vec![7; 4096], vec![0; 64 << 10], vec![8; 4096]].concat();
+        let write = || write_file(&to, 1 << 20, |put| put(&piece, 512 << 10));
+        for at in 0.. {
+            let (result, steps) = with(Fault::Fail(at, libc::ENOSPC), write);
+            if steps.len() <= at {
+                result.expect("nothing failed");
+                assert_eq!(steps.last().map(|step| step.operation), Some("sync"));
+                break;
+            }
+            assert!(matches!(result, Err(Error::NoSpace { .. })), "{:?}", steps[at]);
+            assert!(!to.exists(), "{:?}", steps[at]);
+        }
+        let mut wanted = vec![0; 1 << 20];
+        wanted[512 << 10..][..piece.len()].copy_from_slice(&piece);
+        assert!(std::fs::read(&to).expect("read") == wanted);
+        let metadata = to.metadata().expect("metadata");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert!(metadata.blocks() * 512 <= 32 << 10, "{} sectors are no holes", metadata.blocks());
+        assert!(matches!(write(), Err(Error::Exists { .. })));
     }
 
     #[test]

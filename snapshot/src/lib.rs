@@ -41,7 +41,7 @@ mod wire;
 mod writer;
 
 pub use chunk_map::{ChunkMap, Region};
-pub use copy::{copy_file, rename_durably};
+pub use copy::{copy_file, rename_durably, write_file};
 pub use digest::{Chunk, Digest, FileDigest};
 pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};

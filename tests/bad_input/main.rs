@@ -9,5 +9,6 @@ mod files;
 mod images;
 mod network;
 mod places;
+mod qcow2;
 mod signals;
 mod verification;

@@ -33,7 +33,7 @@ use crate::{
 };
 
 const SEED: u64 = 77;
-const DISKS: [&str; 2] = ["first", "second"];
+pub(crate) const DISKS: [&str; 2] = ["first", "second"];
 /// 16 clusters of those in which disks are captured.
 const DISK_BYTES: u64 = 1 << 20;
 /// Lives of the guest on each file system, in the lab, whose processor is emulated, and cuts in one.
@@ -66,19 +66,19 @@ impl Place {
     fn home(&self) -> &Home {
         self.home.as_ref().expect("it is there until the end")
     }
+}
 
-    /// What runs the guest, with two empty disks.
-    fn config(&self, flush: u32) -> Value {
-        let disks = DISKS.map(|id| {
-            let path = self.home().join(format!("{id}.img"));
-            let file = fs::File::create_new(&path).expect("it is not there yet");
-            file.set_len(DISK_BYTES).expect("there is room");
-            json!({ "id": id, "path": path })
-        });
-        let mut config = guest::config("linux", "16MiB", &format!("job=disks seed={SEED} mib=1 flush={flush}"));
-        config["disks"] = disks.as_slice().into();
-        config
-    }
+/// What runs the guest, with two empty disks that are made in `home`.
+pub(crate) fn config(home: &Home, flush: u32) -> Value {
+    let disks = DISKS.map(|id| {
+        let path = home.join(format!("{id}.img"));
+        let file = fs::File::create_new(&path).expect("it is not there yet");
+        file.set_len(DISK_BYTES).expect("there is room");
+        json!({ "id": id, "path": path })
+    });
+    let mut config = guest::config("linux", "16MiB", &format!("job=disks seed={SEED} mib=1 flush={flush}"));
+    config["disks"] = disks.as_slice().into();
+    config
 }
 
 impl Drop for Place {
@@ -93,7 +93,7 @@ fn in_the_lab() -> bool {
 }
 
 /// The newest number on a disk. Every sector holds what it must, then.
-fn newest(path: &Path, disk: u64) -> u64 {
+pub(crate) fn newest(path: &Path, disk: u64) -> u64 {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (words, _) = bytes.as_chunks::<8>();
     let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
@@ -111,7 +111,7 @@ fn newest(path: &Path, disk: u64) -> u64 {
 }
 
 /// Holds an image against the model, RAM and both disks; the number that RAM has.
-fn check(home: &Home, path: &Path) -> u64 {
+pub(crate) fn check(home: &Home, path: &Path) -> u64 {
     let image = picture::open(path);
     image.verify(&Progress::new()).unwrap_or_else(|error| panic!("{error}"));
     let header = picture::check(path);
@@ -134,7 +134,7 @@ fn cuts(mkfs: &str) {
     let Some(place) = Place::on(mkfs) else { return };
     let home = place.home();
     let mut random = Random::seeded();
-    let mut vm = home.boot(&place.config(200));
+    let mut vm = home.boot(&config(home, 200));
     let mut last = 0;
     let lives = if in_the_lab() { LIVES_IN_THE_LAB } else { LIVES };
     for life in 0..lives {
@@ -216,7 +216,7 @@ fn come_to(home: &Home, vm: &Ckvmm, steps: u32) -> bool {
 fn kills(mkfs: &str) {
     let Some(place) = Place::on(mkfs) else { return };
     let home = place.home();
-    let config = place.config(1);
+    let config = config(home, 1);
     let begin = |least: u64| -> (Ckvmm, [PathBuf; 2]) {
         let vm = home.boot(&config);
         let found =

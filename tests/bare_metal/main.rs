@@ -21,6 +21,7 @@ mod live;
 mod model;
 mod oracle;
 mod picture;
+mod qcow2;
 mod random;
 mod rounds;
 mod shapes;

@@ -97,6 +97,9 @@ pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progres
     if ran && (captured.is_err() || !plan.stay_paused) {
         machine.resume()?;
     }
+    if let Ok(Captured { memory: Memory::Forked(writer), .. }) = &captured {
+        writer.begin();
+    }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
     let head = ManifestHead {
         name: plan.name,

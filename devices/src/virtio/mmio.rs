@@ -162,6 +162,12 @@ impl VirtioMmio {
         inner
     }
 
+    /// Whether somebody waits for requests in flight, to reset the device or to stop a queue.
+    #[cfg(test)]
+    pub(crate) fn is_stopping(&self) -> bool {
+        lock(&self.inner).stopping > 0
+    }
+
     fn stop_queue(&self, index: usize) {
         let mut inner = self.quiesce();
         // The driver may have reset the device meanwhile and set the queue up anew: then it is not the same one.

@@ -1,8 +1,8 @@
 //! The forked writer: a child process that writes guest RAM as it was at the fork, while the guest goes on.
 //!
 //! ```text
-//! parent   prepare │ fork │ the guest runs                            │ wait: map, digest, commit
-//! child            └──────┤ chunk by chunk: copy out, digest, write, give back │ exit
+//! parent   prepare │ fork │ resume, begin │ the guest runs            │ wait: map, digest, commit
+//! child            └──────────────────────┤ chunk by chunk: copy out, digest, write, give back │ exit
 //! results                   a shared page table of chunks: ▓▓▓▓▓▓░░░░░░
 //! ```
 //!
@@ -100,22 +100,26 @@ impl PreparedWriter {
         Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, order, descriptors })
     }
 
-    /// Forks the child, which begins at once. `memory` must not change before this returns.
+    /// Forks the child, which has the memory as it is now and waits for [`ForkedWriter::begin`]. `memory` must not change
+    /// before this returns.
     ///
     /// # Errors
     /// [`Error::Writer`] if the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter> {
         let PreparedWriter { target, mut chunks, order, descriptors } = self;
-        let work = || match target.write(memory, &mut chunks, &order, |planned| {
-            child::give_back(memory, planned);
-            Ok(())
-        }) {
-            Ok(()) => 0,
-            Err(Stop::Trouble(trouble)) => {
-                target.results.fail(&trouble);
-                1
+        let work = || {
+            target.results.await_begin();
+            match target.write(memory, &mut chunks, &order, |planned| {
+                child::give_back(memory, planned);
+                Ok(())
+            }) {
+                Ok(()) => 0,
+                Err(Stop::Trouble(trouble)) => {
+                    target.results.fail(&trouble);
+                    1
+                }
+                Err(Stop::Cancelled(_)) => 2,
             }
-            Err(Stop::Cancelled(_)) => 2,
         };
         let child = child::fork(&descriptors, work).map_err(no_writer)?;
         Ok(ForkedWriter { target, child })
@@ -192,8 +196,14 @@ impl Target {
 }
 
 impl ForkedWriter {
+    /// Lets the child begin: once the guest runs, for a child that is at work takes a CPU from a guest about to resume.
+    pub fn begin(&self) {
+        self.target.results.begin();
+    }
+
     /// Waits until all is written.
     pub(crate) fn wait(mut self, progress: &Progress) -> Result<WrittenMemory> {
+        self.begin();
         self.target.begin(progress);
         let status = loop {
             progress.reach(self.target.results.bytes_done())?;

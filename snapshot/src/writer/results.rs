@@ -1,7 +1,7 @@
 //! What the child has found out, in memory that it shares with its parent.
 //!
 //! ```text
-//! header   bytes done · errno of a failure · whether the image that is built on could not be read
+//! header   whether to begin · bytes done · errno of a failure · whether the image that is built on could not be read
 //! chunks   97 bytes each: data? and what has changed · digest · the pages that have
 //! ```
 //!
@@ -11,7 +11,7 @@
 use std::io;
 use std::num::NonZero;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
@@ -29,6 +29,8 @@ const ENTRY_BYTES: usize = 1 + DIGEST_BYTES + PageSet::BYTES;
 
 #[repr(C)]
 struct Header {
+    /// A futex: 1 once the child may begin.
+    begun: AtomicU32,
     bytes_done: AtomicU64,
     errno: AtomicI32,
     of_base: AtomicBool,
@@ -53,6 +55,27 @@ impl Results {
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
         let base = unsafe { mmap_anonymous(None, bytes, access, flags) }?;
         Ok(Results { base: base.cast(), bytes, chunks })
+    }
+
+    /// The parent's: the child may begin. More than once is once.
+    pub(super) fn begin(&self) {
+        self.header().begun.store(1, Relaxed);
+        self.futex(libc::FUTEX_WAKE, 1);
+    }
+
+    /// The child's: waits until it may begin.
+    pub(super) fn await_begin(&self) {
+        while self.header().begun.load(Relaxed) == 0 {
+            self.futex(libc::FUTEX_WAIT, 0);
+        }
+    }
+
+    /// FUTEX_WAIT sleeps if the word is `value`, FUTEX_WAKE wakes as many; see futex(2). Between processes: not private.
+    fn futex(&self, operation: libc::c_int, value: u32) {
+        let (word, forever) = (self.header().begun.as_ptr(), std::ptr::null::<libc::timespec>());
+        // SAFETY: the word lives as long as `self`, and the kernel only reads it. Whatever the call returns, the word says
+        // what holds.
+        unsafe { libc::syscall(libc::SYS_futex, word, operation, value, forever) };
     }
 
     /// The writer's: what became of chunk `index`, of `guest_bytes` of RAM.

@@ -28,7 +28,9 @@ fn prepared(memory: &GuestMemoryMmap, path: PathBuf) -> PreparedWriter {
 
 fn forked(memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {
     let path = directory.path().join("memory");
-    prepared(memory, path).fork(memory).expect("forks")
+    let writer = prepared(memory, path).fork(memory).expect("forks");
+    writer.begin();
+    writer
 }
 
 #[test]
@@ -50,6 +52,23 @@ fn what_is_written_is_memory_as_it_was_at_the_fork() {
     assert_eq!(fs::read(directory.path().join("memory")).expect("memory"), fs::read(path).expect("whole"));
     let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("metadata"));
     assert!(blocks * 512 < MEMORY, "zeros are holes");
+}
+
+#[test]
+fn a_writer_waits_for_its_word() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("memory");
+    let memory = guest();
+    let writer = prepared(&memory, path).fork(&memory).expect("forks");
+    // Once it sleeps it has nothing more to do of its own accord.
+    let stat = PathBuf::from(format!("/proc/{}/stat", writer.child.pid));
+    let begun = Instant::now();
+    while !fs::read_to_string(&stat).expect("it lives").contains(") S ") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", fs::read_to_string(&stat).expect("it lives"));
+        std::thread::yield_now();
+    }
+    assert_eq!(writer.target.results.bytes_done(), 0);
+    writer.wait(&Progress::new()).expect("who waits for it lets it begin");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::error::{ConfigError, shown};
 use super::fields::expected;
-use super::spec::{DiskMode, NicConfig, Serial, Uplink, VmConfig};
+use super::spec::{DiskFormat, DiskMode, NicConfig, Serial, Uplink, VmConfig};
 use super::units::Bytes;
 
 /// The only version of `vm.json` so far.
@@ -157,7 +157,15 @@ fn kernel(config: &VmConfig) -> Checked {
 
 fn disks(config: &VmConfig) -> Checked {
     unique("disks", "id", config.disks.iter().enumerate().map(|(i, d)| (i, d.id.to_string())))?;
-    config.disks.iter().try_for_each(|disk| path(&format!("disks.{}.path", disk.id), "disks[].path", &disk.path))
+    config.disks.iter().try_for_each(|disk| {
+        path(&format!("disks.{}.path", disk.id), "disks[].path", &disk.path)?;
+        if (disk.mode, disk.format) == (DiskMode::Direct, Some(DiskFormat::Qcow2)) {
+            let mend = format!("use \"private\", or a raw image: qemu-img convert -O raw {} FILE", disk.path.display());
+            let what = "\"direct\" does not fit a qcow2 file, which is not written in place";
+            return Err(ConfigError::field(format!("disks.{}.mode", disk.id), what, mend));
+        }
+        Ok(())
+    })
 }
 
 /// No two elements of `list` have the same value of `field`.

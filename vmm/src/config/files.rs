@@ -79,7 +79,8 @@ impl InputFile<'_> {
         Ok(bytes)
     }
 
-    fn cannot_open(&self, e: &std::io::Error) -> ConfigError {
+    /// What it was opened for has failed.
+    pub fn cannot_open(&self, e: &std::io::Error) -> ConfigError {
         let verb = if self.write { "written" } else { "read" };
         match e.kind() {
             ErrorKind::NotFound => self.error("does not exist", "make it, or give another path"),

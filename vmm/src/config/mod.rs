@@ -43,7 +43,7 @@ pub use files::{INITRD_MAX, InputFile, KERNEL_MAX};
 pub use load::CONFIG_MAX;
 pub use names::{Id, MacAddr};
 pub use spec::{
-    CheckpointConfig, CheckpointMode, CpuModel, DiskConfig, DiskMode, KernelConfig, NicConfig, Passt, Protocol, Serial,
-    Uplink, VmConfig,
+    CheckpointConfig, CheckpointMode, CpuModel, DiskConfig, DiskFormat, DiskMode, KernelConfig, NicConfig, Passt,
+    Protocol, Serial, Uplink, VmConfig,
 };
 pub use units::Bytes;

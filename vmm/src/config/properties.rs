@@ -22,9 +22,11 @@ fn any_duration() -> impl Strategy<Value = Duration> {
 
 fn any_disk() -> impl Strategy<Value = DiskConfig> {
     let mode = prop_oneof![Just(DiskMode::Private), Just(DiskMode::ReadOnly)];
-    (any_id(), any_path(), mode, any::<bool>()).prop_map(|(id, path, mode, capture)| DiskConfig {
+    let format = proptest::option::of(prop_oneof![Just(DiskFormat::Raw), Just(DiskFormat::Qcow2)]);
+    (any_id(), any_path(), format, mode, any::<bool>()).prop_map(|(id, path, format, mode, capture)| DiskConfig {
         id,
         path: path.into(),
+        format,
         mode,
         capture,
     })

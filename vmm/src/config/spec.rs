@@ -105,14 +105,27 @@ pub enum Protocol {
 pub struct DiskConfig {
     /// Its name here, in a checkpoint and as the virtio serial number.
     pub id: Id,
-    /// A raw image or a block device.
+    /// A raw image, a block device or a qcow2 file.
     pub path: PathBuf,
+    /// What the file is; absent: raw, and a file that looks like a qcow2 file is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
     /// Who sees what the guest writes.
     #[serde(default)]
     pub mode: DiskMode,
     /// Whether a checkpoint holds its contents. Without, a restore opens `path` as it then is.
     #[serde(default = "yes")]
     pub capture: bool,
+}
+
+/// What the file of a disk is. Only somebody who knows can say: what a guest has written looks like anything it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Sector after sector.
+    Raw,
+    /// QEMU's, perhaps with backing files.
+    Qcow2,
 }
 
 /// Who sees what the guest writes to a disk.

@@ -2,35 +2,33 @@
 //!
 //! ```text
 //! disks/root.raw    the working copy: what the guest writes
-//! disks/root.base   what it was made from: path, bytes, time of the last change
+//! disks/root.base   what it was made from: path, bytes, time of the last change of each file
 //! ```
 //!
 //! Invariants: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
 //! not ask to be replaced. The name is durable before the guest runs: what it flushes is found under it after a power
-//! loss, and not under a name that is swept.
+//! loss, and not under a name that is swept. It is raw whatever it was made from, and never looked into to see what it
+//! is.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{self, ErrorKind, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use ckvmm_snapshot::{Image, LiveDisk, copy_file, rename_durably};
+use ckvmm_snapshot::{Image, LiveDisk, rename_durably};
 use uuid::Uuid;
 
-use super::state_dir::StateDir;
+use super::{
+    base::{Base, field, lock, open},
+    state_dir::StateDir,
+};
 use crate::{
-    config::{ConfigError, DiskConfig, DiskMode, InputFile, VmConfig},
+    config::{ConfigError, DiskConfig, DiskFormat, DiskMode, VmConfig},
     error::{Error, Result},
     machine::board::DiskBackend,
 };
-
-/// Largest disk: 8 TiB, far from where byte offsets end.
-const DISK_MAX: u64 = 8 << 40;
-/// A disk is made of sectors (virtio 1.2 §5.2).
-const SECTOR_BYTES: u64 = 512;
 
 /// A disk and the file that holds it.
 #[derive(Debug, Clone)]
@@ -39,6 +37,7 @@ pub struct Disk {
     pub id: String,
     /// The file.
     pub path: PathBuf,
+    working_copy: bool,
     mode: DiskMode,
     captured: bool,
     /// The checkpoint that it was made from, and its length in bytes.
@@ -50,12 +49,20 @@ pub struct Disk {
 impl Disk {
     fn new(config: &DiskConfig, path: PathBuf) -> Self {
         let captured = config.capture && config.mode != DiskMode::ReadOnly;
-        Disk { id: config.id.to_string(), path, mode: config.mode, captured, made_from: None, live: OnceLock::new() }
+        Disk {
+            id: config.id.to_string(),
+            working_copy: path != config.path,
+            path,
+            mode: config.mode,
+            captured,
+            made_from: None,
+            live: OnceLock::new(),
+        }
     }
 
     /// True if the file was made by ckvmm and outlives the VM.
     pub fn is_working_copy(&self) -> bool {
-        self.mode == DiskMode::Private
+        self.working_copy
     }
 
     /// Opens the file for as long as this lives, under a lock: one writer, or many readers.
@@ -80,7 +87,8 @@ impl Disk {
     }
 }
 
-/// The disks of a VM that boots. A private disk gets a working copy unless it has one; `fresh` makes it anew.
+/// The disks of a VM that boots. A private disk and one in a qcow2 file get a working copy unless they have one;
+/// `fresh` makes it anew.
 ///
 /// # Errors
 /// If a file cannot be used, a copy cannot be made, or what a copy was made from has changed since.
@@ -90,10 +98,12 @@ pub fn for_boot(config: &VmConfig, state: &StateDir, fresh: bool) -> Result<Vec<
 
 /// A disk with the contents that its file has now.
 fn as_it_is(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Disk> {
-    match disk.mode {
-        DiskMode::Private => working_copy(disk, state, fresh).map(|path| Disk::new(disk, path)),
-        DiskMode::Direct | DiskMode::ReadOnly => Ok(Disk::new(disk, disk.path.clone())),
-    }
+    let base = Base::open(disk)?;
+    let path = match (disk.mode, disk.format) {
+        (DiskMode::Private, _) | (_, Some(DiskFormat::Qcow2)) => working_copy(disk, &base, state, fresh)?,
+        (DiskMode::Direct | DiskMode::ReadOnly, _) => disk.path.clone(),
+    };
+    Ok(Disk::new(disk, path))
 }
 
 /// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is.
@@ -124,18 +134,17 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
         .collect()
 }
 
-fn working_copy(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<PathBuf> {
+fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -> Result<PathBuf> {
     let path = state.disk(&disk.id);
     let note = path.with_extension("base");
-    let base = open(&field(&disk.id), &disk.path, false)?;
-    let origin = describe(&disk.path, &base).map_err(Error::os("measuring a disk"))?;
+    let origin = base.describe().map_err(Error::os("measuring a disk"))?;
     if !fresh && path.try_exists().map_err(Error::os("looking for a working copy"))? {
         let unchanged = fs::read_to_string(&note).is_ok_and(|noted| noted == origin);
         return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
     }
-    lock(&disk.id, &disk.path, &base, true)?;
+    base.lock(&disk.id)?;
     whole(&path, |unfinished| {
-        copy_file(&base, &disk.path, unfinished)?;
+        base.write_out(unfinished)?;
         write_durably(&note, &origin).map_err(cannot_make(&path))
     })?;
     Ok(path)
@@ -169,46 +178,9 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-fn describe(path: &Path, file: &File) -> io::Result<String> {
-    let metadata = file.metadata()?;
-    Ok(format!(
-        "{}\n{} bytes, changed {}.{:09}\n",
-        path.display(),
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec()
-    ))
-}
-
-fn open(field: &str, path: &Path, write: bool) -> Result<File> {
-    let file = InputFile { field, path, max: DISK_MAX, block_device: true, write }.open()?;
-    let bytes = file.metadata().map_err(Error::os("measuring a disk"))?.len();
-    if !bytes.is_multiple_of(SECTOR_BYTES) {
-        let what = format!("{} is {bytes} bytes long, not a multiple of {SECTOR_BYTES}", path.display());
-        let mend = format!("fetch it again if it is cut off, else: truncate --size=%{SECTOR_BYTES} {}", path.display());
-        return Err(ConfigError::field(field, what, mend).into());
-    }
-    Ok(file)
-}
-
-fn lock(id: &str, path: &Path, file: &File, shared: bool) -> Result<()> {
-    match if shared { file.try_lock_shared() } else { file.try_lock() } {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let what = format!("{} is in use by another VM", path.display());
-            Err(ConfigError::field(field(id), what, "stop that one, or use \"mode\": \"private\"").into())
-        }
-        Err(TryLockError::Error(source)) => Err(Error::Io { path: path.into(), what: "cannot be locked", source }),
-    }
-}
-
 fn changed(disk: &DiskConfig, copy: &Path) -> ConfigError {
     let what =
         format!("{} has changed since the working copy {} was made from it", disk.path.display(), copy.display());
     let mend = "boot with --fresh to begin with the new one (the old copy is lost), or move the copy away";
     ConfigError::field(field(&disk.id), what, mend)
-}
-
-fn field(id: &str) -> String {
-    format!("disks.{id}.path")
 }

@@ -1,8 +1,12 @@
-//! What the VMM needs of the host beside KVM: the terminal, signals, the state directory, working copies of disks.
+//! What the VMM needs of the host beside KVM: the terminal, signals, the state directory, working copies of disks,
+//! priorities.
 
+mod base;
 pub mod console;
 pub mod disks;
 pub mod escape;
+pub mod priority;
+mod qcow2;
 pub mod signals;
 pub mod state_dir;
 pub mod terminal;

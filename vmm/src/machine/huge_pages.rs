@@ -19,11 +19,12 @@ use std::{
 use ckvmm_devices::GuestRam;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    host::priority,
+};
 
 const HUGE_PAGE: usize = 2 << 20;
-/// Niceness of the thread: the guest's vCPUs come first.
-const NICE: libc::c_int = 10;
 
 /// The thread that collapses, once through all of RAM. It ends early when this goes.
 #[derive(Debug)]
@@ -41,8 +42,7 @@ impl Collapser {
         let stop = Arc::new(AtomicBool::new(false));
         let (ram, stopped) = (ram.clone(), Arc::clone(&stop));
         let run = move || {
-            // SAFETY: a system call on this thread's own priority; without it the thread works all the same.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+            priority::stand_back();
             collapse(&ram, &stopped);
         };
         let thread = thread::Builder::new().name("huge pages".into()).spawn(run);

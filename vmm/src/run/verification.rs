@@ -19,7 +19,7 @@ use crate::{
     cli::ExitStatus,
     control::{Command, Request},
     error::{Error, Result},
-    host::{signals::Asked, terminal::say},
+    host::{priority, signals::Asked, terminal::say},
 };
 
 /// How often somebody who waits looks whether he is still to wait.
@@ -47,6 +47,7 @@ impl Verification {
         let begun = Verification(Arc::new(Inner { outcome: Mutex::new(None), changed: Condvar::new() }));
         let verification = begun.clone();
         let verify = move || {
+            priority::stand_back();
             let outcome = image.verify(&Progress::default()).and_then(|()| image.sync());
             let outcome = outcome.map_err(|error| format!("{error}; the guest runs from it and is stopped"));
             if let Err(line) = &outcome {

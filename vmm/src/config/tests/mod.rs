@@ -20,7 +20,7 @@ fn full() -> Value {
         "cpu": "host",
         "kernel": { "image": "vmlinuz", "initrd": "initrd.img", "cmdline": "console=ttyS0", "protocol": "pvh" },
         "disks": [
-            { "id": "root", "path": "root.raw", "mode": "private", "capture": true },
+            { "id": "root", "path": "root.raw", "format": "raw", "mode": "private", "capture": true },
             { "id": "data", "path": "/dev/sdb", "mode": "direct" }
         ],
         "nics": [ { "id": "eth0", "mac": "02:00:00:00:00:01", "uplink": { "tap": "tap0" } } ],
@@ -95,6 +95,7 @@ fn every_field_refuses_what_it_does_not_take() {
                     *pattern,
                     "kernel.initrd"
                         | "kernel.cmdline"
+                        | "disks[].format"
                         | "nics[].mac"
                         | "checkpoint.dir"
                         | "checkpoint.every"
@@ -176,7 +177,7 @@ fn unknown_names_have_a_nearest() {
     refused(
         "/disks/0/readonly",
         json!(true),
-        "disks.root.readonly: no such field; take it out, or use one of id, path, mode, capture",
+        "disks.root.readonly: no such field; take it out, or use one of id, path, format, mode, capture",
     );
     refused("/disks/0/Path", json!("x"), "disks.root.Path: no such field; did you mean \"path\"?");
     refused("/checkpoint/evry", json!("x"), "checkpoint.evry: no such field; did you mean \"every\"?");
@@ -249,6 +250,26 @@ fn what_must_differ_differs() {
     );
     let disks: Vec<Value> = (0..16).map(|i| json!({ "id": format!("d{i}"), "path": "x" })).collect();
     assert_eq!(error_with("/disks", json!(disks)), "disks: 16 disks and 1 nics; a VM has room for 16 together");
+}
+
+#[test]
+fn a_qcow2_file_is_not_written_in_place() {
+    refused(
+        "/disks/1/format",
+        json!("qcow"),
+        "disks.data.format: \"qcow\" does not fit; did you mean \"qcow2\"? give \"raw\" or \"qcow2\"",
+    );
+    refused(
+        "/disks/1/format",
+        json!("qcow2"),
+        "disks.data.mode: \"direct\" does not fit a qcow2 file, which is not written in place; use \"private\", or a raw image: qemu-img convert -O raw /dev/sdb FILE",
+    );
+    let disk = |mode| json!([{ "id": "a", "path": "x", "format": "qcow2", "mode": mode }]);
+    for mode in ["private", "read-only"] {
+        let mut config = full();
+        config["disks"] = disk(mode);
+        assert_eq!(parse(config).unwrap().disks[0].format, Some(DiskFormat::Qcow2), "{mode}");
+    }
 }
 
 #[test]

@@ -59,7 +59,10 @@ fn a_reset_waits_for_what_is_in_flight_and_then_no_ram_is_touched() {
     bench.wait_arrived(WORKERS);
     let mmio = bench.rig.mmio.clone();
     let reset = std::thread::spawn(move || crate::BusDevice::write(&*mmio, 0x70, &[0; 4]));
-    std::thread::sleep(Duration::from_millis(20));
+    while !bench.rig.mmio.is_stopping() {
+        assert!(!reset.is_finished(), "reset with requests in flight");
+        std::thread::yield_now();
+    }
     assert!(!reset.is_finished(), "reset with requests in flight");
     assert_eq!(bench.rig.read(0x100), SECTORS as u32, "other vCPUs are served meanwhile");
     bench.offer_writes(20..40);
