@@ -1,8 +1,12 @@
 //! Many VMs from one checkpoint, all started at once.
 
-use std::{path::Path, thread, time::Instant};
+use std::{
+    path::Path,
+    sync::{Mutex, mpsc},
+    thread,
+    time::Instant,
+};
 
-use ckvmm_tests::process::Ckvmm;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,23 +51,32 @@ fn measure_count(case: Case, image: &Path, count: usize, scratch: &mut Scratch) 
     let dirs: Vec<_> = (0..count).map(|_| scratch.dir(Place::Tmpfs)).collect();
     let scratch = &*scratch;
     let begun = Instant::now();
-    // A thread each, so that the time of one is not that of those before it.
-    let (clones, times): (Vec<Ckvmm>, Vec<f64>) = thread::scope(|scope| {
-        let start = |dir| {
-            move || {
+    let measured = Mutex::new(());
+    // A thread each, so that the time of one is not that of those before it. A clone stays with the thread that started it.
+    let (times, all, memory) = thread::scope(|scope| {
+        let not_yet = measured.lock();
+        let (tell, told) = mpsc::channel();
+        for dir in &dirs {
+            let (tell, measured) = (tell.clone(), &measured);
+            scope.spawn(move || {
                 let begun = Instant::now();
                 let mut command = scratch.ckvmm(dir);
                 command.arg("restore").arg(image).arg("--work").arg(dir.join("work"));
                 let mut clone = scratch.start(command);
                 first_unit(&mut clone);
-                (clone, begun.elapsed().as_secs_f64())
-            }
-        };
-        let threads: Vec<_> = dirs.iter().map(|dir| scope.spawn(start(dir))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a clone works")).unzip()
+                tell.send((clone.pid(), begun.elapsed().as_secs_f64())).expect("somebody measures");
+                drop(tell);
+                drop(measured.lock());
+            });
+        }
+        drop(tell);
+        let (pids, times): (Vec<u32>, Vec<f64>) = told.iter().unzip();
+        let all = begun.elapsed().as_secs_f64();
+        assert_eq!(pids.len(), count, "all clones work");
+        let memory = memory::proportional(&pids);
+        drop(not_yet);
+        (times, all, memory)
     });
-    let all = begun.elapsed().as_secs_f64();
-    let memory = memory::proportional(&clones.iter().map(Ckvmm::pid).collect::<Vec<_>>());
     let slowest = times.iter().copied().fold(0.0, f64::max);
     let median = median(times);
     row(&[

@@ -51,8 +51,60 @@ pub fn write_file<E: From<Error>>(
 /// [`Error::Io`](crate::Error::Io) and others of the file system.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     files::rename(from, to)?;
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-    files::sync_dir(parent.unwrap_or(Path::new(".")))
+    files::sync_dir(directory_of(to))
+}
+
+/// The working copy of a file, and a note beside it that says what it was made from.
+///
+/// Invariant: at any moment, after a power loss too, where the copy is there the note is there that was made with it.
+#[derive(Debug, Clone, Copy)]
+pub struct NotedCopy<'a> {
+    /// Its name.
+    pub path: &'a Path,
+    /// Its name until it is whole, in the same directory.
+    pub unfinished: &'a Path,
+    /// The note's name, in the same directory.
+    pub note: &'a Path,
+}
+
+impl NotedCopy<'_> {
+    /// Has `write` make the file that it is given, durable as one of [`copy_file`] is, and notes `text`. A copy that is
+    /// there is replaced, but not before all of the new one is on the disk.
+    ///
+    /// # Errors
+    /// Those of `write` and of the file system.
+    pub fn make<E: From<Error>>(&self, write: impl FnOnce(&Path) -> Result<(), E>, text: &str) -> Result<(), E> {
+        remove_if_there(self.unfinished)?;
+        write(self.unfinished)?;
+        Ok(self.name(text)?)
+    }
+
+    /// The copy is whole: its note, then its name.
+    fn name(&self, text: &str) -> Result<()> {
+        if remove_if_there(self.path)? {
+            // Or the old copy might come back beside the new note.
+            files::sync_dir(directory_of(self.path))?;
+        }
+        remove_if_there(self.note)?;
+        let note = files::create(self.note)?;
+        let written = files::write_at(&note, text.as_bytes(), 0);
+        written.map_err(|source| Error::io_wanting(self.note, "write it", text.len() as u64, source))?;
+        files::sync(&note, self.note)?;
+        files::sync_dir(directory_of(self.note))?;
+        rename_durably(self.unfinished, self.path)
+    }
+}
+
+/// True if it was.
+fn remove_if_there(path: &Path) -> Result<bool> {
+    match files::remove(path) {
+        Err(error) if error.is_not_found() => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Result<()>) -> Result<CopyMethod> {

@@ -41,7 +41,7 @@ mod wire;
 mod writer;
 
 pub use chunk_map::{ChunkMap, Region};
-pub use copy::{copy_file, rename_durably, write_file};
+pub use copy::{NotedCopy, copy_file, rename_durably, write_file};
 pub use digest::{Chunk, Digest, FileDigest};
 pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};
@@ -54,4 +54,4 @@ pub use saved::{Saved, Snapshot, StateMap};
 pub use sparse::CopyMethod;
 pub use staged::StagedImage;
 pub use store::{Entry, Store};
-pub use writer::{ForkedWriter, PreparedWriter};
+pub use writer::{ForkedWriter, PreparedWriter, Refused};

@@ -163,7 +163,21 @@ impl StagedImage {
     /// # Errors
     /// [`Error::Cancelled`], [`Error::NoSpace`], [`Error::Memory`], [`Error::Io`].
     pub fn write_memory(&mut self, memory: &GuestMemoryMmap, mapped: &[Run], progress: &Progress) -> Result<u64> {
-        let written = self.prepare_writer(memory, mapped)?.write(memory, progress)?;
+        let writer = self.prepare_writer(memory, mapped)?;
+        self.write_prepared(writer, memory, progress)
+    }
+
+    /// [`StagedImage::write_memory`] by what [`StagedImage::prepare_writer`] made of the same memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_prepared(
+        &mut self,
+        writer: PreparedWriter,
+        memory: &GuestMemoryMmap,
+        progress: &Progress,
+    ) -> Result<u64> {
+        let written = writer.write(memory, progress)?;
         self.record_memory(written)
     }
 
@@ -304,7 +318,7 @@ impl Drop for StagedImage {
     fn drop(&mut self) {
         if !self.committed {
             // What cannot be removed now is swept at the next start.
-            let _ = files::remove_tree(&self.directory);
+            let _ = staging_dir::remove(&self.directory);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Making the directory that an image is staged in.
+//! The directory that an image is staged in: making it, and removing one, whether it ever was a checkpoint or not.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,16 @@ pub(crate) fn make_parent(parent: &Path) -> Result<()> {
         Err(error) => Err(error),
         Ok(()) => files::sync_dir(above),
     }
+}
+
+/// Removes a directory with all that is in it, the manifest first: what has one is whole for as long as it has it.
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    let manifest = directory.join(names::MANIFEST);
+    if manifest.symlink_metadata().is_ok() {
+        files::remove(&manifest)?;
+        files::sync_dir(directory)?;
+    }
+    files::remove_tree(directory)
 }
 
 /// Makes a staging directory and locks it. A sweep may find it before the lock does; then another name is tried.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Invariant: a staging directory is removed only under its lock, and whoever makes one holds its lock for as long as
-//! it is wanted. A checkpoint is removed by giving it a staging name first, so it is whole or gone.
+//! it is wanted. A checkpoint is removed by giving it a staging name first, so it is whole or gone; then its manifest
+//! goes, so that what is called so is whole too for as long as it has one.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::limits::STORE_ENTRIES_MAX;
 use crate::manifest::Manifest;
 use crate::names;
 use crate::staged::StagedImage;
+use crate::staging_dir;
 
 /// A directory of checkpoints. It need not exist until something is put into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +147,7 @@ impl Store {
         let _lock = files::try_lock_dir(&path)?;
         files::rename_new(&path, &doomed)?;
         files::sync_dir(&self.0)?;
-        files::remove_tree(&doomed)
+        staging_dir::remove(&doomed)
     }
 
     /// Removes the numbered checkpoints but the newest `keep`, of the VM's life `lineage` if one is given, and returns
@@ -215,7 +217,7 @@ fn is_directory(path: &Path) -> bool {
 /// Removes a staging directory unless it is in use.
 fn sweep_directory(path: &Path) -> Result<bool> {
     match files::try_lock_dir(path)? {
-        Some(lock) if files::is_at(&lock, path) => files::remove_tree(path).map(|()| true),
+        Some(lock) if files::is_at(&lock, path) => staging_dir::remove(path).map(|()| true),
         _ => Ok(false),
     }
 }

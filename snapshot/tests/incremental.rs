@@ -77,7 +77,8 @@ impl Guest {
                 written
             }
             Mode::Fork => {
-                let writer = staged.prepare_writer(&self.memory, &[])?.fork(&self.memory)?;
+                let writer =
+                    staged.prepare_writer(&self.memory, &[])?.fork(&self.memory).map_err(|refused| refused.error)?;
                 staged.cut_disks();
                 staged.finish_memory(writer, &progress)?
             }

@@ -132,6 +132,15 @@ fn a_kernel_that_is_cut_off() {
 }
 
 #[test]
+fn a_kernel_that_is_none_costs_no_copy_of_a_disk() {
+    let home = Home::new();
+    let mut config = bare_metal::with_disk(bare_metal::config("job=hello"), home.path(), 1 << 20);
+    config["kernel"]["image"] = json!(home.join("disk.raw"));
+    refused(&home.boot_to_its_end(&config, &[]), USAGE, &["kernel.image", "is no kernel"]);
+    assert!(!home.join("t.ckvmm").exists(), "nothing is made for it");
+}
+
+#[test]
 fn a_kernel_that_is_none() {
     refused_with(kernel, |path| fs::write(path, "#!/bin/sh\nexit 0\n").unwrap(), "kernel.image", "is no kernel");
 }

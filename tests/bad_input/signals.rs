@@ -163,12 +163,17 @@ fn signals_while_stopping() {
     assert_eq!(vm.wait(LIMIT), 0);
 }
 
-/// A VM that is making a checkpoint when this returns, and the operation's path.
-fn checkpointing(home: &Home) -> (Ckvmm, String) {
+/// A VM whose RAM takes a while to be written.
+fn boot_large(home: &Home) -> Ckvmm {
     let mut config = stubborn();
     config["kernel"]["cmdline"] = "job=write mib=320 hot=1".into();
     config["memory"] = "352MiB".into();
-    let vm = home.boot(&config);
+    home.boot(&config)
+}
+
+/// A VM that is making a checkpoint when this returns, and the operation's path.
+fn checkpointing(home: &Home) -> (Ckvmm, String) {
+    let vm = boot_large(home);
     let operation = home.api().begin_checkpoint("");
     (vm, operation)
 }
@@ -193,6 +198,43 @@ fn sigusr2_while_checkpointing_makes_one_of_its_own_after_it() {
     assert_eq!(vm.wait(LIMIT), CHECKPOINTED);
     assert_eq!(home.names("checkpoints"), ["000001", "000002", "latest"]);
     home.ok(["verify", home.checkpoint(2).to_str().unwrap()]);
+}
+
+/// Waits until RAM is being written for the operation: the guest stands still meanwhile.
+fn standing(home: &Home, operation: &str) {
+    wait_until("RAM is being written", || (home.api().get(operation).json()["phase"] == "memory").then_some(()));
+}
+
+#[test]
+fn sigterm_while_the_guest_stands_still_gives_the_checkpoint_up() {
+    let home = Home::new();
+    let mut vm = boot_large(&home);
+    let operation = home.api().begin_checkpoint(r#"{"mode": "stop"}"#);
+    standing(&home, &operation);
+    vm.signal(SIGTERM);
+    let ended = home.api().ended(&operation);
+    assert_eq!((&ended["state"], &ended["error"]), (&"failed".into(), &"checkpoint: cancelled".into()), "{ended}");
+    wait_until("it is stopping", || (home.api().vm()["state"] == "stopping").then_some(()));
+    bare_metal::goes_on(&mut vm);
+    vm.type_line("q");
+    assert_eq!(vm.wait(LIMIT), 0);
+    assert_eq!(home.names("checkpoints"), [""; 0]);
+}
+
+#[test]
+fn sigterm_while_a_checkpoint_is_made_with_which_it_ends_is_needed_twice() {
+    let home = Home::new();
+    let mut vm = boot_large(&home);
+    let operation = home.api().begin_checkpoint(r#"{"stop": true}"#);
+    standing(&home, &operation);
+    vm.signal(SIGTERM);
+    is_error(&vm.messages.expect("ends once", LIMIT), &["ask again"]);
+    vm.signal(SIGTERM);
+    vm.messages.expect("checkpoint: cancelled; the guest goes on", LIMIT);
+    wait_until("it is stopping", || (home.api().vm()["state"] == "stopping").then_some(()));
+    vm.type_line("q");
+    assert_eq!(vm.wait(LIMIT), 0);
+    assert_eq!(home.names("checkpoints"), [""; 0]);
 }
 
 #[test]

@@ -4,18 +4,19 @@
 //! (`a_store_without_room_for_ram`, `…_for_a_disk`, `…_for_a_name`), a writer that somebody kills in `writer.rs`
 //! (`a_killed_writer_costs_the_checkpoint_and_nothing_else`).
 
-use std::fs;
+use std::{fs, path::Path};
 
 use ckvmm_tests::{
     LIMIT,
     bare_metal::{self, Home},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, Limits},
     config,
-    lines::is_error,
+    lines::{FAILED, is_error, refused},
     mount::{self, Device},
     process::{self, Ckvmm},
 };
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::{guest, picture, writer::Stopped};
 
@@ -58,22 +59,34 @@ fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
     }
 }
 
+/// A VM in a control group, whose guest has touched 24 MiB of its RAM and writes to 16 of them.
+fn boot_in(group: &Cgroup, home: &Home) -> Ckvmm {
+    let config = guest::config("linux", "48MiB", "job=write seed=3 mib=24 hot=16");
+    let mut command = process::command(home.path());
+    command.args(["boot", "--config"]).arg(config::write(home.path(), &config));
+    let vm = Ckvmm::start_command(group.run(&command));
+    vm.console.expect("CKVMM filled", LIMIT);
+    vm
+}
+
+fn mode(image: &Path) -> String {
+    let manifest = fs::read_to_string(image.join("manifest.json")).expect("a manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    manifest["mode"].as_str().expect("a word").to_owned()
+}
+
 #[test]
 fn a_limit_on_memory_costs_the_checkpoint_and_nothing_else() {
     if guest::skipped() {
         return;
     }
-    let Some(group) = Cgroup::new() else { return };
+    let Some(group) = Cgroup::new(Limits::Memory) else { return };
     let home = Home::in_memory();
-    let config = guest::config("linux", "48MiB", "job=write seed=3 mib=24 hot=16");
-    let mut command = process::command(home.path());
-    command.args(["boot", "--config"]).arg(config::write(home.path(), &config));
-    let mut vm = Ckvmm::start_command(group.run(&command));
-    vm.console.expect("CKVMM filled", LIMIT);
+    let mut vm = boot_in(&group, &home);
 
     // The writer gives nothing back while it stands still, so all that the guest writes now is copied.
     let writer = Stopped::begin(&vm);
-    group.limit(Some(group.bytes() + 2 * MIB));
+    group.limit(Some(group.charged() + 2 * MIB));
     let line = vm.messages.expect("the guest goes on", LIMIT);
     is_error(&line, &["the writer was killed", "out of memory", "free memory"]);
     drop(writer);
@@ -81,6 +94,49 @@ fn a_limit_on_memory_costs_the_checkpoint_and_nothing_else() {
     assert_eq!(home.names("checkpoints"), [""; 0], "nothing is left of it");
     bare_metal::goes_on(&mut vm);
 
+    group.limit(None);
+    succeeds(&home, &mut vm);
+    vm.kill9();
+}
+
+#[test]
+fn where_memory_is_short_the_guest_stands_still_and_nobody_is_killed() {
+    if guest::skipped() {
+        return;
+    }
+    let Some(group) = Cgroup::new(Limits::Memory) else { return };
+    let home = Home::new();
+    let mut vm = boot_in(&group, &home);
+    // Enough for the image, should it lie in memory, and not for all that the guest might write meanwhile.
+    group.limit(Some(group.charged() + 40 * MIB));
+    vm.signal(Signal::SIGUSR1);
+    is_error(&vm.messages.expect("stands still", LIMIT), &["control group", "may write to", "free memory"]);
+    assert_eq!(mode(&bare_metal::committed(&vm)), "stop");
+    bare_metal::goes_on(&mut vm);
+    assert_eq!(group.kills(), 0);
+
+    group.limit(None);
+    assert_eq!(mode(&bare_metal::checkpoint(&vm)), "fork", "there is room");
+    vm.kill9();
+}
+
+#[test]
+fn where_no_process_can_be_had_the_guest_stands_still_unless_that_was_not_asked_for() {
+    if guest::skipped() {
+        return;
+    }
+    let Some(group) = Cgroup::new(Limits::Tasks) else { return };
+    let home = Home::in_memory();
+    let mut vm = boot_in(&group, &home);
+    group.limit(Some(group.charged()));
+    vm.signal(Signal::SIGUSR1);
+    is_error(&vm.messages.expect("the writer", LIMIT), &["cannot be started", "unavailable", "stands still"]);
+    let image = bare_metal::committed(&vm);
+    assert_eq!(mode(&image), "stop");
+    home.ok(["verify", image.to_str().expect("UTF-8")]);
+
+    let output = home.run(["checkpoint", bare_metal::NAME, "--mode", "fork"]);
+    refused(&output, FAILED, &["the writer cannot be started", "use mode \"stop\""]);
     group.limit(None);
     succeeds(&home, &mut vm);
     vm.kill9();

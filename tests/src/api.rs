@@ -117,7 +117,7 @@ impl Api {
         answer.header("location").unwrap_or_else(|| panic!("no Location: {answer:?}")).to_owned()
     }
 
-    /// Waits until the operation at `path` has ended: there is no event for it. What it says then.
+    /// Waits until the operation at `path` has ended, by asking again. What it says then.
     ///
     /// # Panics
     /// If it does not end in time.

@@ -11,6 +11,7 @@ pub mod console;
 pub mod lines;
 pub mod mount;
 pub mod network;
+pub mod orphans;
 pub mod paths;
 pub mod pidfd;
 pub mod process;

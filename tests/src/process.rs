@@ -1,4 +1,4 @@
-//! A `ckvmm` process under test. It is killed by its own pid when a test ends, however it ends.
+//! A `ckvmm` process under test. It is killed by its own pid when a test ends, and by the kernel if the test is killed.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +14,11 @@ use nix::{
     unistd::{Pid, Uid},
 };
 
-use crate::{console::Lines, paths};
+use crate::{
+    console::Lines,
+    orphans::{self, Bound},
+    paths,
+};
 
 /// A running `ckvmm`.
 #[derive(Debug)]
@@ -25,6 +29,7 @@ pub struct Ckvmm {
     pub console: Lines,
     /// What it writes to standard error.
     pub messages: Lines,
+    bound: Bound,
 }
 
 impl Ckvmm {
@@ -61,12 +66,13 @@ impl Ckvmm {
     }
 
     fn spawn(mut command: Command, stdin: Stdio) -> Self {
+        orphans::forbid(&mut command);
         let mut child =
             command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ckvmm starts");
         let console = Lines::read("console", child.stdout.take().expect("it is piped"));
         let messages = Lines::read("stderr", child.stderr.take().expect("it is piped"));
         let stdin = child.stdin.take();
-        Ckvmm { child, stdin, console, messages }
+        Ckvmm { child, stdin, console, messages, bound: Bound::default() }
     }
 
     /// Types a line at the guest's console.
@@ -151,7 +157,9 @@ impl Drop for Ckvmm {
 /// # Panics
 /// If it cannot be started.
 pub fn run<S: AsRef<OsStr>>(dir: &Path, arguments: impl IntoIterator<Item = S>) -> Output {
-    command(dir).args(arguments).stdin(Stdio::null()).output().expect("ckvmm starts")
+    let mut command = command(dir);
+    orphans::forbid(&mut command);
+    command.args(arguments).stdin(Stdio::null()).output().expect("ckvmm starts")
 }
 
 /// Runs `ckvmm ARGUMENTS` in `dir` as a user without rights: another one if this is root.
@@ -167,6 +175,7 @@ pub fn run_without_rights<S: AsRef<OsStr>>(dir: &Path, arguments: impl IntoItera
         Command::new(paths::ckvmm())
     };
     settle(&mut command, dir);
+    orphans::forbid(&mut command);
     command.args(arguments).stdin(Stdio::null()).output().expect("ckvmm starts (setpriv is in util-linux)")
 }
 

@@ -1,8 +1,11 @@
 //! The API over its socket: the VM, its power, metrics, its description, and what it says to nonsense.
 
+use std::{io::Write, os::unix::net::UnixStream};
+
 use ckvmm_tests::{
     LIMIT,
     bare_metal::{self, Home},
+    console::Lines,
 };
 use serde_json::json;
 
@@ -81,6 +84,36 @@ fn metrics() {
     assert!(number(&after, "ckvmm_checkpoint_last_written_bytes").unwrap() >= 16 << 20, "{after}");
 }
 
+#[test]
+fn events() {
+    let home = Home::new();
+    let mut vm = home.boot(&bare_metal::config("job=write"));
+    let mut stream = UnixStream::connect(home.socket()).unwrap();
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let events = Lines::read("events", stream);
+    events.expect("content-type: text/event-stream", LIMIT);
+    let follows = |event: &str, data: &str| {
+        events.expect(&format!("event: {event}"), LIMIT);
+        let line = events.expect("data: ", LIMIT);
+        assert!(line.contains(data), "{event}: {line}");
+    };
+    follows("state", r#""running""#);
+    home.ok(["pause", "t"]);
+    follows("state", r#""paused""#);
+    home.ok(["resume", "t"]);
+    follows("state", r#""running""#);
+    let dir = home.ok(["checkpoint", "t"]);
+    follows("operation", r#""state":"running""#);
+    // What is between is how far it is.
+    events.expect(r#""state":"done""#, LIMIT);
+    follows("checkpoint", &dir);
+    home.ok(["kill", "t"]);
+    follows("state", r#""stopping""#);
+    follows("state", r#""off""#);
+    events.wait_for_end(LIMIT);
+    assert_eq!(vm.wait(LIMIT), 1);
+}
+
 fn number(page: &str, name: &str) -> Option<u64> {
     page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
@@ -97,6 +130,7 @@ fn the_description_names_every_route() {
         ("/v1/checkpoints", "post"),
         ("/v1/operations/{id}", "get"),
         ("/v1/operations/{id}", "delete"),
+        ("/v1/events", "get"),
         ("/metrics", "get"),
         ("/openapi.json", "get"),
     ] {

@@ -6,6 +6,7 @@ use ckvmm_tests::{
     LIMIT,
     api::wait_until,
     bare_metal::{self, Home},
+    lines::is_error,
 };
 
 /// Checkpointed and stopped.
@@ -31,6 +32,24 @@ fn checkpoint_prints_where_it_is() {
         assert!(home.ok(["verify", dir]).contains("whole"), "{dir}");
         assert_eq!(home.json(["verify", dir, "--json"])["whole"], true);
     }
+}
+
+#[test]
+fn a_stop_that_will_take_too_long_is_said_before_and_when_it_is_asked_for() {
+    let home = Home::new();
+    let mut config = bare_metal::config("job=write");
+    config["checkpoint"]["stop_deadline"] = "1ms".into();
+    let mut vm = home.boot(&config);
+    for _ in 0..2 {
+        home.ok(["checkpoint", "t"]);
+    }
+    home.ok(["checkpoint", "t", "--stop"]);
+    assert_eq!(vm.wait(LIMIT), CHECKPOINTED);
+    let lines = vm.messages.all();
+    let said = |words: &str| lines.iter().filter(|line| line.contains(words)).count();
+    assert_eq!(said("a checkpoint and stop would take about"), 1, "once: {lines:#?}");
+    assert_eq!(said("this one will take about"), 1, "{lines:#?}");
+    lines.iter().filter(|line| line.contains("stop_deadline")).for_each(|line| is_error(line, &["1ms"]));
 }
 
 #[test]

@@ -1,12 +1,18 @@
 //! `status`, `ps`, `pause`, `resume`, `stop`, `kill`, `console`.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
 
 use ckvmm_tests::{
     LIMIT,
     api::wait_until,
     bare_metal::{self, Home},
+    console::Lines,
     lines::{FAILED, refused},
+    pidfd::Pidfd,
     process::{self, Ckvmm},
 };
 use serde_json::json;
@@ -216,4 +222,30 @@ fn help_and_version() {
     }
     // a program that is not there is no verb either
     assert!(!Command::new(ckvmm_tests::paths::ckvmm()).arg("frobnicate").output().unwrap().status.success());
+}
+
+/// Set for the process of a test that is to be killed.
+const VICTIM: &str = "CKVMM_TEST_VICTIM";
+
+#[test]
+fn a_vm_goes_with_the_test_that_started_it() {
+    let this = "vm::a_vm_goes_with_the_test_that_started_it";
+    if let Ok(dir) = std::env::var(VICTIM) {
+        let home = Home::within(Path::new(&dir));
+        let vm = home.boot(&bare_metal::config("job=write"));
+        println!("\nVM {}", vm.pid());
+        loop {
+            thread::park();
+        }
+    }
+    let home = Home::new();
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    test.args(["--exact", this, "--nocapture"]).env(VICTIM, home.path()).stdout(Stdio::piped());
+    let mut test = test.spawn().unwrap();
+    let output = Lines::read("the test", test.stdout.take().unwrap());
+    let vm = output.next("its VM", LIMIT, |line| line.strip_prefix("VM ")?.parse().ok());
+    let vm = Pidfd::open(vm).expect("it runs");
+    test.kill().unwrap();
+    test.wait().unwrap();
+    vm.wait(LIMIT);
 }

@@ -9,15 +9,16 @@
 
 use std::time::{Duration, Instant};
 
-use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, StagedImage, StateMap};
+use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap};
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
     error::Result,
+    host::terminal::say,
     host_cpu,
     machine::{Machine, Paused},
-    operations::CheckpointDone,
+    operations::{CheckpointDone, Held, Running},
 };
 
 /// What a checkpoint says of itself, and what comes after it.
@@ -44,16 +45,8 @@ pub enum Writer {
     Stop,
     /// A child, while the guest runs.
     Fork,
-}
-
-impl Writer {
-    /// As a manifest says it.
-    fn as_str(self) -> &'static str {
-        match self {
-            Writer::Stop => "stop",
-            Writer::Fork => "fork",
-        }
-    }
+    /// A child; this process if the host has none for us.
+    ForkOrStop,
 }
 
 /// A checkpoint of which the guest's part is done: everything that it consists of can no longer change.
@@ -77,56 +70,80 @@ enum Memory {
     Forked(ForkedWriter),
 }
 
+impl Memory {
+    /// The mode, as a manifest says it: what was done, not what was asked for.
+    fn mode(&self) -> &'static str {
+        match self {
+            Memory::Written { .. } => "stop",
+            Memory::Forked(_) => "fork",
+        }
+    }
+}
+
 /// Captures `machine`, which stands still only meanwhile, if it ran.
 ///
 /// # Errors
 /// If it cannot be captured: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
-pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, progress: &Progress) -> Result<Begun> {
+pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, operation: &Running) -> Result<Begun> {
     let started = Instant::now();
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
-    let writer = match plan.writer {
-        Writer::Stop => None,
-        Writer::Fork => Some(staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?),
-    };
+    let prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
     let ran = machine.is_running();
     let (created, stopped) = (Timestamp::now(), Instant::now());
-    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, writer, progress));
+    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, prepared, plan.writer, operation));
     if ran && (captured.is_err() || !plan.stay_paused) {
         machine.resume()?;
     }
-    if let Ok(Captured { memory: Memory::Forked(writer), .. }) = &captured {
+    let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
+    let captured = captured?;
+    if let Memory::Forked(writer) = &captured.memory {
         writer.begin();
     }
-    let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
     let head = ManifestHead {
         name: plan.name,
         lineage: plan.lineage,
         parent: plan.parent,
         created,
-        mode: plan.writer.as_str().into(),
+        mode: captured.memory.mode().into(),
         config: plan.config,
         host,
         pause_us: micros(pause),
         started,
     };
-    Ok(Begun { staged, captured: captured?, head })
+    Ok(Begun { staged, captured, head })
 }
 
 /// What happens while the guest stands still.
 fn capture(
     paused: &Paused<'_>,
     staged: &mut StagedImage,
-    writer: Option<PreparedWriter>,
-    progress: &Progress,
+    prepared: PreparedWriter,
+    writer: Writer,
+    operation: &Running,
 ) -> Result<Captured> {
     let state = paused.save()?;
-    let ram = paused.ram();
+    let ram = paused.ram().memory();
+    let mut write = |prepared| {
+        let held = operation.held();
+        operation.hold(held.or(Some(Held::Guest)));
+        let written = staged.write_prepared(prepared, ram, operation.progress());
+        operation.hold(held);
+        written.map(|bytes| Memory::Written { bytes })
+    };
     let memory = match writer {
-        Some(writer) => Memory::Forked(writer.fork(ram.memory())?),
-        None => Memory::Written { bytes: staged.write_memory(ram.memory(), ram.mapped(), progress)? },
+        Writer::Stop => write(prepared)?,
+        Writer::Fork => Memory::Forked(prepared.fork(ram).map_err(|refused| refused.error)?),
+        Writer::ForkOrStop => match prepared.fork(ram) {
+            Ok(writer) => Memory::Forked(writer),
+            Err(refused) => {
+                let Refused { error, writer } = *refused;
+                say(&format!("{}; the guest stands still until its RAM is written", without_mend(&error.to_string())));
+                write(writer)?
+            }
+        },
     };
     staged.cut_disks();
     Ok(Captured { state, memory })
@@ -151,6 +168,11 @@ impl Begun {
         let dir = staged.commit(head)?;
         Ok(CheckpointDone { dir, id, written_bytes, pause_us, duration_us: micros(started.elapsed()) })
     }
+}
+
+/// An error's line without its mend, for when it is mended.
+fn without_mend(line: &str) -> &str {
+    line.rsplit_once("; ").map_or(line, |(thing, _)| thing)
 }
 
 fn micros(duration: Duration) -> u64 {

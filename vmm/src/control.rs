@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use crate::config::{CheckpointMode, Id, VmConfig};
+use crate::events::{Event, Events};
 use crate::operations::{Asker, OperationId, Operations, Running};
 
 /// What the main loop is asked to do.
@@ -135,6 +136,7 @@ pub struct Shared {
     started: Timestamp,
     since: Instant,
     state: AtomicU8,
+    events: Events,
     operations: Arc<Operations>,
     disks: Mutex<BTreeMap<String, PathBuf>>,
     counters: Mutex<Vec<Counter>>,
@@ -144,13 +146,16 @@ impl Shared {
     /// For a VM of this configuration, in [`VmState::Starting`].
     #[must_use]
     pub fn new(config: &VmConfig) -> Arc<Self> {
+        let events = Events::default();
+        let operations = Arc::new(Operations::new(events.clone()));
         Arc::new(Self {
             name: config.name.clone(),
             config: config.clone(),
             started: Timestamp::now(),
             since: Instant::now(),
             state: AtomicU8::new(VmState::Starting as u8),
-            operations: Arc::default(),
+            events,
+            operations,
             disks: Mutex::default(),
             counters: Mutex::default(),
         })
@@ -183,7 +188,14 @@ impl Shared {
 
     /// Says how the VM is. Only the main loop does.
     pub fn set_state(&self, state: VmState) {
-        self.state.store(state as u8, Ordering::Release);
+        if self.state.swap(state as u8, Ordering::AcqRel) != state as u8 {
+            self.events.tell(Event::State { state });
+        }
+    }
+
+    /// Where to listen to what happens.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The table of operations.

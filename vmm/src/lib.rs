@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod host;
 pub mod host_cpu;
 pub mod machine;

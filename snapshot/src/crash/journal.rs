@@ -54,8 +54,6 @@ pub(crate) enum Mark {
 pub(super) struct Promises {
     pub(super) must: BTreeSet<u64>,
     pub(super) may: BTreeSet<u64>,
-    /// Its removal has begun.
-    pub(super) doomed: BTreeSet<u64>,
 }
 
 impl Promises {
@@ -63,10 +61,8 @@ impl Promises {
         match mark {
             Mark::Begun(number) => drop(self.may.insert(number)),
             Mark::Committed(number) => drop(self.must.insert(number)),
-            Mark::Removing(number) => {
-                self.must.remove(&number);
-                self.doomed.insert(number);
-            }
+            // Its removal has begun.
+            Mark::Removing(number) => drop(self.must.remove(&number)),
             Mark::Removed(number) => drop(self.may.remove(&number)),
         }
     }

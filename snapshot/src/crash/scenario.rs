@@ -147,7 +147,7 @@ fn head() -> ManifestHead {
 /// Compares the store in `root` with what was promised, then uses it again. An error says what is wrong.
 pub(super) fn check(root: &Path, promises: &Promises) -> std::result::Result<(), String> {
     let store = Store::new(root.join(STORE));
-    let found = whatever_has_a_manifest(store.path(), promises)?;
+    let found = whatever_has_a_manifest(store.path())?;
     let missing: Vec<_> = promises.must.difference(&found).collect();
     let unexpected: Vec<_> = found.difference(&promises.may).collect();
     if !missing.is_empty() || !unexpected.is_empty() {
@@ -171,9 +171,8 @@ pub(super) fn check(root: &Path, promises: &Promises) -> std::result::Result<(),
     is_whole(&store.path().join(names::numbered(next.number)), Some(next.number)).map(drop)
 }
 
-/// Numbers of the checkpoints there are. Whatever it is called, what has a manifest must be whole, unless it is what is
-/// left of one that is being removed.
-fn whatever_has_a_manifest(store: &Path, promises: &Promises) -> std::result::Result<BTreeSet<u64>, String> {
+/// Numbers of the checkpoints there are. Whatever it is called, what has a manifest must be whole.
+fn whatever_has_a_manifest(store: &Path) -> std::result::Result<BTreeSet<u64>, String> {
     let mut numbers = BTreeSet::new();
     for name in names_in(store) {
         let path = store.join(&name);
@@ -192,8 +191,7 @@ fn whatever_has_a_manifest(store: &Path, promises: &Promises) -> std::result::Re
                 is_whole(&path, Some(number))?;
                 numbers.insert(number);
             }
-            None if names::is_staging(&name) && promises.doomed.is_empty() => is_whole(&path, None)?,
-            None if names::is_staging(&name) => {}
+            None if names::is_staging(&name) => is_whole(&path, None)?,
             None => return Err(format!("{name} has a manifest")),
         }
     }

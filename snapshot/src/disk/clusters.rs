@@ -98,6 +98,11 @@ impl Bits {
         (bytes.start / CLUSTER_BYTES..end).for_each(|cluster| self.set(cluster));
     }
 
+    /// How many are set.
+    pub(super) fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Sets those that are set in `other`, of a disk of the same length.
     pub(super) fn add(&mut self, other: &Bits) {
         self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);

@@ -23,12 +23,17 @@ mod clusters;
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 pub(crate) use self::capture::Capture;
 use self::clusters::Bits;
+use crate::limits::CLUSTER_BYTES;
+
+/// What stat(2) counts a file's blocks in.
+const BLOCK_BYTES: u64 = 512;
 
 /// The file or block device behind a disk. Whoever changes it says so before.
 #[derive(Debug)]
@@ -72,6 +77,15 @@ impl LiveDisk {
     /// What holds the disk's contents. Call [`LiveDisk::before_change`] before changing it.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// About how many bytes the next capture takes: what has changed since the last one; without one all but holes.
+    pub fn bytes_to_capture(&self) -> u64 {
+        if let Some(changes) = &lock(&self.now).changes {
+            return changes.clusters.count() * CLUSTER_BYTES;
+        }
+        // Of a block device this is 0, and so is what is known of it.
+        self.file.metadata().map_or(0, |metadata| metadata.blocks() * BLOCK_BYTES)
     }
 
     /// Returns when these bytes of the disk may be changed: at once, unless a capture still needs what is there.

@@ -46,7 +46,7 @@ fn checkpoint(guest: &Guest, to: &Path) -> Result<PathBuf> {
     staged.cut_disks();
     staged.write_state(&StateMap::new())?;
     if guest.forked {
-        let writer = staged.prepare_writer(&guest.memory, &[])?.fork(&guest.memory)?;
+        let writer = staged.prepare_writer(&guest.memory, &[])?.fork(&guest.memory).map_err(|refused| refused.error)?;
         staged.finish_memory(writer, &progress)?;
     } else {
         staged.write_memory(&guest.memory, &[], &progress)?;
@@ -174,16 +174,18 @@ fn a_removed_name_is_durably_gone_before_its_files_are() {
     let (result, steps) = with(Fault::None, || Store::new(store.path()).remove("000001"));
     result.expect("no fault, no failure");
     let operations: Vec<_> = steps.iter().map(|step| step.operation).collect();
-    assert_eq!(operations, ["rename_new", "sync_dir", "remove_tree"]);
+    assert_eq!(operations, ["rename_new", "sync_dir", "remove", "sync_dir", "remove_tree"]);
 }
 
 #[test]
 fn removing_a_checkpoint_leaves_all_or_nothing_once_swept() {
-    for at in 0..4 {
+    for at in 0..6 {
         let store = tempfile::tempdir().expect("directory");
         let path = checkpoint(&guest(false), &store.path().join("000001")).expect("commits");
         let (_, steps) = with(Fault::Die(at), || Store::new(store.path()).remove("000001"));
-        assert!(steps.len() <= 4, "the loop covers every operation: {steps:?}");
+        assert!(steps.len() <= 6, "the loop covers every operation: {steps:?}");
+        let left = names_in(store.path()).into_iter().map(|name| store.path().join(name));
+        left.filter(|path| path.join("manifest.json").exists()).for_each(|path| assert_whole(&path));
         Store::new(store.path()).sweep_staging().expect("sweeps");
         match path.exists() {
             true => assert_whole(&path),

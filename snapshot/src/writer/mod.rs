@@ -16,6 +16,7 @@
 mod child;
 mod results;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -54,6 +55,20 @@ pub struct PreparedWriter {
 pub struct ForkedWriter {
     target: Target,
     child: Child,
+}
+
+/// The host has no child for this writer.
+pub struct Refused {
+    /// [`Error::Writer`], with the system's reason.
+    pub error: Error,
+    /// As it was: what it would have written can be written without a child.
+    pub writer: PreparedWriter,
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
 }
 
 /// The memory file that is written, and what is known of its chunks.
@@ -104,8 +119,8 @@ impl PreparedWriter {
     /// before this returns.
     ///
     /// # Errors
-    /// [`Error::Writer`] if the host has no process or no memory for it.
-    pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter> {
+    /// If the host has no process or no memory for it.
+    pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter, Box<Refused>> {
         let PreparedWriter { target, mut chunks, order, descriptors } = self;
         let work = || {
             target.results.await_begin();
@@ -121,8 +136,13 @@ impl PreparedWriter {
                 Err(Stop::Cancelled(_)) => 2,
             }
         };
-        let child = child::fork(&descriptors, work).map_err(no_writer)?;
-        Ok(ForkedWriter { target, child })
+        match child::fork(&descriptors, work) {
+            Ok(child) => Ok(ForkedWriter { target, child }),
+            Err(source) => {
+                let writer = PreparedWriter { target, chunks, order, descriptors };
+                Err(Box::new(Refused { error: no_writer(source), writer }))
+            }
+        }
     }
 
     /// Writes here and now. `memory` must not change before this returns.

@@ -5,6 +5,7 @@
 //!   PUT  /v1/vm/power {"state": ...}       running | paused | off
 //!   POST /v1/checkpoints                   202, Location: /v1/operations/ID
 //!   GET | DELETE /v1/operations/ID         how far it is | cancel it
+//!   GET  /v1/events                        what happens, as it happens
 //!   GET  /metrics, GET /openapi.json
 //! ```
 //!
@@ -15,6 +16,7 @@
 //! - bodies, connections and the time to end are bounded by the constants of this module and of `server.rs`;
 //! - an error is problem+json whose `detail` is the line that the CLI prints.
 
+mod events;
 mod metrics;
 mod openapi;
 mod problem;

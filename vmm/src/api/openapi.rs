@@ -4,12 +4,21 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use super::{metrics, routes};
+use super::{events, metrics, routes};
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "ckvmm", description = "One VM: its state, its power, its checkpoints. HTTP/1.1 on a unix socket."),
-    paths(routes::vm, routes::power, routes::checkpoint, routes::operation, routes::cancel, metrics::page, self::page,)
+    paths(
+        routes::vm,
+        routes::power,
+        routes::checkpoint,
+        routes::operation,
+        routes::cancel,
+        events::events,
+        metrics::page,
+        self::page,
+    )
 )]
 struct Api;
 

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::problem::ApiError;
 use super::types::{CheckpointRequest, PowerRequest, PowerState, Problem, VmInfo};
-use super::{BODY_MAX, metrics, openapi};
+use super::{BODY_MAX, events, metrics, openapi};
 use crate::control::{Command, CommandError, Control};
 use crate::operations::{Asker, Operation, OperationId, OperationState};
 
@@ -26,6 +26,7 @@ pub(super) fn router(control: Control) -> Router {
         .route("/v1/vm/power", put(power))
         .route("/v1/checkpoints", post(checkpoint))
         .route("/v1/operations/{id}", get(operation).delete(cancel))
+        .route("/v1/events", get(events::events))
         .route("/metrics", get(metrics::page))
         .route("/openapi.json", get(openapi::page))
         .fallback(no_route)

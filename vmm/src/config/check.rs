@@ -217,6 +217,9 @@ fn checkpoint(config: &VmConfig) -> Checked {
     if config.checkpoint.every.is_some_and(|every| !(EVERY_MIN..=LONGEST).contains(&every)) {
         return Err(wrong("checkpoint.every", "checkpoint.every", "out of range"));
     }
+    if config.checkpoint.stop_deadline > LONGEST {
+        return Err(wrong("checkpoint.stop_deadline", "checkpoint.stop_deadline", "longer than a day"));
+    }
     if config.checkpoint.keep == Some(0) {
         return Err(wrong("checkpoint.keep", "checkpoint.keep", "0 does not fit"));
     }

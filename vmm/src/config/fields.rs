@@ -38,6 +38,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("checkpoint.mode", "\"auto\", \"fork\" or \"stop\""),
     ("checkpoint.every", "a time like \"60s\" or \"5m\", at least \"1s\" and at most \"24h\""),
     ("checkpoint.keep", "a whole number from 1 up"),
+    ("checkpoint.stop_deadline", "a time like \"30s\" or \"2m\", at most \"24h\""),
 ];
 
 /// What the field at `pattern` takes. Variants such as `serial.stdio` take what their parent takes.

@@ -62,8 +62,12 @@ fn any_kernel() -> impl Strategy<Value = KernelConfig> {
 fn any_checkpoint() -> impl Strategy<Value = CheckpointConfig> {
     let mode = prop_oneof![Just(CheckpointMode::Auto), Just(CheckpointMode::Stop)];
     let dir = proptest::option::of(any_path());
-    (dir, mode, proptest::option::of(any_duration()), proptest::option::of(1u32..))
-        .prop_map(|(dir, mode, every, keep)| CheckpointConfig { dir: dir.map(Into::into), mode, every, keep })
+    (dir, mode, proptest::option::of(any_duration()), proptest::option::of(1u32..), any_duration()).prop_map(
+        |(dir, mode, every, keep, stop_deadline)| {
+            let dir = dir.map(Into::into);
+            CheckpointConfig { dir, mode, every, keep, stop_deadline }
+        },
+    )
 }
 
 prop_compose! {

@@ -209,7 +209,7 @@ pub enum Serial {
 }
 
 /// Where checkpoints go, and how they are made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// The store; absent: `checkpoints/` in the VM's state directory.
@@ -224,6 +224,21 @@ pub struct CheckpointConfig {
     /// How many are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    /// How long whoever asks for a checkpoint and the end waits for it.
+    #[serde(default = "default_stop_deadline", with = "units::duration")]
+    pub stop_deadline: Duration,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        let (dir, mode, every, keep) = Default::default();
+        CheckpointConfig { dir, mode, every, keep, stop_deadline: default_stop_deadline() }
+    }
+}
+
+/// As long as batch schedulers wait after their first signal, unless told otherwise.
+fn default_stop_deadline() -> Duration {
+    Duration::from_secs(30)
 }
 
 /// How the guest's RAM is captured.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-use super::read_small;
+use crate::host::memory::available_bytes;
 
 /// Bytes that are measured at a time.
 const BYTES: usize = 64 << 20;
@@ -44,7 +44,7 @@ pub(super) fn measure(huge: bool) -> Option<Speed> {
 }
 
 fn measure_once(huge: bool) -> Option<Speed> {
-    if free_bytes()? < BYTES as u64 * FREE_TIMES {
+    if available_bytes()? < BYTES as u64 * FREE_TIMES {
         return None;
     }
     let length = NonZeroUsize::new(BYTES + HUGE)?;
@@ -82,19 +82,13 @@ fn per_second(time: Duration) -> u64 {
     u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
-fn free_bytes() -> Option<u64> {
-    let text = read_small("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn both_kinds_of_pages_can_be_measured() {
-        if free_bytes().is_some_and(|free| free > 2 * FREE_TIMES * BYTES as u64) {
+        if available_bytes().is_some_and(|free| free > 2 * FREE_TIMES * BYTES as u64) {
             for huge in [false, true] {
                 let speed = measure(huge).unwrap();
                 assert!(speed.first_touch_bytes_per_second > 0 && speed.fill_bytes_per_second > 0);

@@ -5,19 +5,19 @@
 //! disks/root.base   what it was made from: path, bytes, time of the last change of each file
 //! ```
 //!
-//! Invariants: a working copy has its name only when it is whole, and nothing here ever replaces one that somebody did
-//! not ask to be replaced. The name is durable before the guest runs: what it flushes is found under it after a power
-//! loss, and not under a name that is swept. It is raw whatever it was made from, and never looked into to see what it
-//! is.
+//! Invariants: a working copy has its name only when it is whole and the note beside it is its own, and nothing here
+//! ever replaces one that somebody did not ask to be replaced. The name is durable before the guest runs: what it
+//! flushes is found under it after a power loss, and not under a name that is swept. It is raw whatever it was made
+//! from, and never looked into to see what it is.
 
 use std::{
-    fs::{self, File},
-    io::{self, ErrorKind, Write},
+    fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use ckvmm_snapshot::{Image, LiveDisk, rename_durably};
+use ckvmm_snapshot::{Image, LiveDisk, NotedCopy, rename_durably};
 use uuid::Uuid;
 
 use super::{
@@ -123,10 +123,10 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
                 return as_it_is(disk, state, false);
             }
             let path = state.disk(&disk.id);
-            whole(&path, |unfinished| {
-                image.materialise_disk(&disk.id, unfinished)?;
-                Ok(())
-            })?;
+            let unfinished = unfinished(&path);
+            remove_if_there(&unfinished)?;
+            image.materialise_disk(&disk.id, &unfinished)?;
+            rename_durably(&unfinished, &path)?;
             // Whatever it was before: its file is the guest's own now.
             let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
             Ok(Disk { mode: DiskMode::Private, made_from, ..Disk::new(disk, path) })
@@ -143,30 +143,14 @@ fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -
         return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
     }
     base.lock(&disk.id)?;
-    whole(&path, |unfinished| {
-        base.write_out(unfinished)?;
-        write_durably(&note, &origin).map_err(cannot_make(&path))
-    })?;
+    let copy = NotedCopy { path: &path, unfinished: &unfinished(&path), note: &note };
+    copy.make(|unfinished| base.write_out(unfinished), &origin)?;
     Ok(path)
 }
 
-/// A note that were lost would make of the guest's disk one whose origin has changed.
-fn write_durably(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-/// Makes the file `path` under another name, so that it is whole or not there. What a crash left of it goes.
-fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let unfinished = path.with_extension("raw.tmp");
-    remove_if_there(&unfinished)?;
-    make(&unfinished)?;
-    Ok(rename_durably(&unfinished, path)?)
-}
-
-fn cannot_make(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { path: path.into(), what: "the working copy cannot be made", source }
+/// What a disk is called until it is whole.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("raw.tmp")
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

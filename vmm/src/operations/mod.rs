@@ -3,6 +3,7 @@
 //! Invariants:
 //! - at most one operation runs at a time: [`Operations::begin`] refuses a second one;
 //! - a begun operation ends exactly once, done or failed: [`Running`] fails it when it is dropped unfinished;
+//! - its beginning and its end are told to those who listen, in this order;
 //! - at most `KEPT` operations are remembered, the running one always.
 //!
 //! Lock order: one mutex, held for a few instructions, nothing is called under it.
@@ -18,6 +19,7 @@ use ckvmm_snapshot::Progress;
 use jiff::Timestamp;
 
 use crate::control::CommandError;
+use crate::events::{Event, Events};
 
 pub use shown::{CheckpointDone, Operation, OperationId, OperationState};
 
@@ -38,6 +40,15 @@ enum End {
     Failed(String),
 }
 
+/// What can do nothing else until an operation ends, be it made or given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The guest stands still.
+    Guest,
+    /// The VM, which ends with it.
+    Vm,
+}
+
 struct Entry {
     id: OperationId,
     progress: Arc<Progress>,
@@ -45,13 +56,14 @@ struct Entry {
     end: Option<(Timestamp, End)>,
     /// Somebody who asked through the API has not seen its end yet.
     awaited: bool,
+    held: Option<Held>,
 }
 
 /// The operations of one VM.
-#[derive(Default)]
 pub struct Operations {
     entries: Mutex<VecDeque<Entry>>,
     counts: Mutex<Counts>,
+    events: Events,
 }
 
 /// How operations ended since the VM began, for `/metrics`.
@@ -66,6 +78,11 @@ pub struct Counts {
 }
 
 impl Operations {
+    /// None yet; `events` will be told of them.
+    pub(crate) fn new(events: Events) -> Self {
+        Operations { entries: Mutex::default(), counts: Mutex::default(), events }
+    }
+
     /// Begins a checkpoint.
     ///
     /// # Errors
@@ -83,7 +100,12 @@ impl Operations {
         let id = OperationId::new();
         let progress = Arc::new(Progress::default());
         let awaited = asker == Asker::Api;
-        entries.push_back(Entry { id, progress: progress.clone(), started: Timestamp::now(), end: None, awaited });
+        let started = Timestamp::now();
+        let entry = Entry { id, progress: progress.clone(), started, end: None, awaited, held: None };
+        let begun = entry.show();
+        entries.push_back(entry);
+        drop(entries);
+        self.events.tell(Event::Operation(begun));
         Ok(Running { operations: self.clone(), id, progress, ended: false })
     }
 
@@ -92,9 +114,19 @@ impl Operations {
         self.entries().iter().find(|e| e.id == id).map(Entry::show)
     }
 
+    /// The operation that runs.
+    pub fn running(&self) -> Option<Operation> {
+        self.entries().iter().find(|e| e.end.is_none()).map(Entry::show)
+    }
+
     /// Whether an operation runs.
     pub fn is_running(&self) -> bool {
         self.entries().iter().any(|e| e.end.is_none())
+    }
+
+    /// What the running operation holds.
+    pub fn held(&self) -> Option<Held> {
+        self.entries().iter().find(|e| e.end.is_none())?.held
     }
 
     /// Asks the running operation, if there is one, to end early.
@@ -155,9 +187,14 @@ impl Operations {
                 End::Failed(_) => counts.failed += 1,
             }
         }
-        if let Some(entry) = self.entries().iter_mut().find(|e| e.id == id) {
+        let ended = self.entries().iter_mut().find(|e| e.id == id).map(|entry| {
             entry.end = Some((Timestamp::now(), end));
-        }
+            entry.show()
+        });
+        let Some(ended) = ended else { return };
+        let made = ended.result.clone();
+        self.events.tell(Event::Operation(ended));
+        made.into_iter().for_each(|made| self.events.tell(Event::Checkpoint(made)));
     }
 
     fn entries(&self) -> MutexGuard<'_, VecDeque<Entry>> {
@@ -218,6 +255,19 @@ impl Running {
     #[must_use]
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        self.operations.entries().iter().find(|e| e.id == self.id)?.held
+    }
+
+    /// Says what it holds from now on.
+    pub fn hold(&self, held: Option<Held>) {
+        if let Some(entry) = self.operations.entries().iter_mut().find(|e| e.id == self.id) {
+            entry.held = held;
+        }
     }
 
     /// Ends it: the checkpoint is durable.

@@ -1,22 +1,27 @@
 //! When checkpoints are made, what they are called, and which are kept.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use ckvmm_snapshot::{StagedImage, Store};
 
 use super::{
+    auto::{self, Known},
     finisher::{Finished, Unfinished},
     main_loop::{Life, Next},
     session::{Event, Session, sweep},
     verification::ends_now,
 };
 use crate::{
-    checkpoint::{self, Begun, Plan, Writer},
+    checkpoint::{self, Begun, Plan},
     cli::ExitStatus,
     config::CheckpointMode,
     error::{Error, Result},
-    host::terminal::say,
-    operations::{Asker, Running},
+    host::{memory, terminal::say},
+    machine::Machine,
+    operations::{Asker, Held, Running},
 };
 
 /// A checkpoint as somebody wants it.
@@ -47,7 +52,10 @@ impl Life<'_> {
                 return self.checkpoint(operation, wanted);
             }
             // It comes after the one that is being made.
-            Err(_) if stop => self.session.then_stop = true,
+            Err(_) if stop => {
+                self.session.then_stop = true;
+                self.warn_if_it_takes_long();
+            }
             Err(error) => say(&error.to_string()),
         }
         Ok(Next::Continue)
@@ -56,6 +64,10 @@ impl Life<'_> {
     /// Captures the machine. The checkpoint is finished while the guest runs, unless the VM is to end with it.
     pub(super) fn checkpoint(&mut self, operation: Running, wanted: Wanted) -> Result<Next> {
         let (in_store, stop) = (wanted.dir.is_none(), wanted.stop);
+        if stop {
+            operation.hold(Some(Held::Vm));
+            self.warn_if_it_takes_long();
+        }
         let ran = self.machine.is_running();
         let begun = match self.begin(&operation, wanted) {
             Ok(begun) => begun,
@@ -79,7 +91,7 @@ impl Life<'_> {
     }
 
     fn begin(&mut self, operation: &Running, wanted: Wanted) -> Result<Begun> {
-        let session = &self.session;
+        let session = &mut *self.session;
         let mut staged = match wanted.dir {
             Some(dir) => {
                 dir.parent().map(Store::new).iter().for_each(sweep);
@@ -96,20 +108,35 @@ impl Life<'_> {
             CheckpointMode::Auto => session.config.checkpoint.mode,
             mode => mode,
         };
+        let resident = session.resident();
+        let known = Known { stop: wanted.stop, resident, free: memory::free(), history: &session.history };
+        let (writer, why) = auto::writer(mode, &known);
+        why.iter().for_each(|why| say(why));
+        let (now, disks) = (Instant::now(), bytes_to_capture(&self.machine));
+        session.history.begin(now, session.history.work(now, resident, disks));
         let plan = Plan {
             name: session.config.name.to_string(),
             lineage: session.origin.lineage,
             parent: session.origin.parent,
             config: session.config.to_value(),
-            writer: writer(mode, wanted.stop),
+            writer,
             stay_paused: wanted.stop,
         };
-        checkpoint::begin(&mut self.machine, staged, plan, operation.progress())
+        checkpoint::begin(&mut self.machine, staged, plan, operation)
+    }
+
+    /// Somebody waits for the VM to stop, and not for ever.
+    fn warn_if_it_takes_long(&self) {
+        let (session, disks) = (&*self.session, bytes_to_capture(&self.machine));
+        let takes = session.history.time_to_stop(Instant::now(), session.resident(), disks);
+        session.deadline.asked(takes).iter().for_each(|line| say(line));
     }
 
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
-        self.session.checkpointed(finished, "; the guest goes on");
+        if self.session.checkpointed(finished, "; the guest goes on") {
+            self.session.foresee();
+        }
         if let Err(error) = self.machine.collapse_huge_pages() {
             tracing::warn!(%error, "the next pause may be longer");
         }
@@ -125,24 +152,33 @@ impl Life<'_> {
     }
 }
 
-/// A child costs the guest a copy of page tables and of what it writes meanwhile; a guest that will not run again
-/// needs none.
-fn writer(mode: CheckpointMode, stop: bool) -> Writer {
-    match mode {
-        CheckpointMode::Stop => Writer::Stop,
-        CheckpointMode::Fork => Writer::Fork,
-        CheckpointMode::Auto if stop => Writer::Stop,
-        CheckpointMode::Auto => Writer::Fork,
-    }
+/// Of all disks, about.
+fn bytes_to_capture(machine: &Machine) -> u64 {
+    machine.captured_disks().iter().map(|(_, disk)| disk.bytes_to_capture()).sum()
 }
 
 impl Session {
+    /// Bytes of RAM that the guest has touched, about.
+    fn resident(&self) -> u64 {
+        memory::own_bytes().unwrap_or(self.config.memory.0)
+    }
+
+    /// Says if a checkpoint with which the VM ends would take too long, as far as those tell that were made.
+    fn foresee(&mut self) {
+        let regular = self.config.checkpoint.every.is_some();
+        let Some(work) = self.history.usual_work(self.resident(), regular) else { return };
+        let takes = self.history.time_for(work);
+        self.deadline.foreseen(takes).iter().for_each(|line| say(line));
+    }
+
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
     fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
         self.writing = false;
         match made {
             Ok(done) => {
                 self.origin.parent = Some(done.id);
+                let incremental = image.as_ref().is_some_and(|image| image.manifest().is_incremental());
+                self.history.made(done.written_bytes, incremental, Duration::from_micros(done.duration_us));
                 self.base = image;
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
@@ -160,6 +196,7 @@ impl Session {
                 true
             }
             Err(error) => {
+                self.history.failed();
                 if matches!(error, Error::Snapshot(ckvmm_snapshot::Error::Base { .. })) {
                     self.base = None;
                 }

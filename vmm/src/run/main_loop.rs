@@ -9,7 +9,7 @@ use ckvmm_devices::PowerEvent;
 
 use super::{
     checkpoints::Wanted,
-    session::{Event, Session},
+    session::{Event, Loaded, Session},
 };
 use crate::{
     cli::ExitStatus,
@@ -79,7 +79,7 @@ impl Session {
             // The old machine lets go of disks and TAPs before the new one takes them.
             drop(life);
             self.shared.set_state(VmState::Starting);
-            machine = self.boot_machine()?;
+            machine = self.boot_machine(Loaded::new(&self.config)?)?;
             paused = false;
         }
     }

@@ -1,14 +1,17 @@
 //! A VM's life in this process: from its configuration or its checkpoint to its exit status.
 //!
 //! ```text
-//! boot:    config → state directory → disks → fresh RAM      → Machine::build → kernel loaded  ┐
-//! restore: image  → work directory  → disks → RAM from image → Machine::build → state restored ┴→ main loop
+//! boot:    config → fresh RAM, kernel → state directory → disks → Machine::build → at the entry   ┐
+//! restore: image  → work directory → disks → RAM from image     → Machine::build → state restored ┴→ main loop
 //! ```
 //!
 //! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
 
+mod auto;
 mod checkpoints;
+mod deadline;
 mod finisher;
+mod history;
 mod main_loop;
 mod restore;
 mod session;
@@ -20,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use self::session::{Origin, Session, api_socket};
+use self::session::{Loaded, Origin, Session, api_socket};
 use crate::{
     cli::{BootOptions, ExitStatus},
     config::VmConfig,
@@ -36,12 +39,14 @@ pub fn boot(options: BootOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
     let config = VmConfig::load(&options.config)?.with_mac_addresses();
     let socket = api_socket(options.api_socket.as_deref(), &config)?;
+    // Before anything is made or copied for a kernel that is none.
+    let loaded = Loaded::new(&config)?;
     let directory = options.state_dir.unwrap_or_else(|| beside(&options.config, &config));
     let state = StateDir::open(&directory)?;
     let disks = disks::for_boot(&config, &state, options.fresh)?;
     let origin = Origin { lineage: Uuid::new_v4(), parent: None };
     let session = Session::open(config, state, disks, origin, socket, signals)?;
-    let machine = session.boot_machine()?;
+    let machine = session.boot_machine(loaded)?;
     session.run(machine, !options.no_reboot, false)
 }
 

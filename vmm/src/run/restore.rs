@@ -3,12 +3,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use ckvmm_snapshot::{Image, Progress};
 use uuid::Uuid;
 
 use super::{
+    history::History,
     session::{Origin, Session, api_socket},
     verification::Verification,
 };
@@ -53,6 +55,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
     let image = Arc::new(image);
     session.base = Some(Arc::clone(&image));
+    session.history = History::restored(Instant::now());
     if !options.verify_full {
         session.verification = Verification::begin(image, session.sender.clone())?;
     }

@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender},
     },
 };
@@ -14,11 +14,14 @@ use ckvmm_snapshot::{Image, Store};
 use uuid::Uuid;
 
 use super::{
+    deadline::Deadline,
     finisher::{Finished, Finisher},
+    history::History,
     verification::Verification,
 };
 use crate::{
     api::{BoundSocket, Server},
+    arch::boot_cpu::Entry,
     boot::{self, Shape},
     config::{ConfigError, NicConfig, Uplink, VmConfig},
     control::{CommandError, Control, Request, Shared, VmState},
@@ -36,6 +39,7 @@ use crate::{
         events::{MachineEvent, Notify},
         ram::Ram,
     },
+    operations::Held,
 };
 
 /// What the main loop waits for.
@@ -82,6 +86,9 @@ pub(super) struct Session {
     pub(super) finisher: Finisher,
     /// What the next checkpoint builds on: the last one that was made, or the one that the VM was restored from.
     pub(super) base: Option<Arc<Image>>,
+    /// What the checkpoints so far say of the next one.
+    pub(super) history: History,
+    pub(super) deadline: Deadline,
     /// The finisher has a checkpoint.
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
@@ -109,6 +116,7 @@ impl Session {
         let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
         sweep(&store);
         let finisher = Finisher::start(sender.clone())?;
+        let deadline = Deadline::new(config.checkpoint.stop_deadline);
         Ok(Session {
             config,
             state,
@@ -123,15 +131,15 @@ impl Session {
             machine: AtomicU64::new(0),
             finisher,
             base: None,
+            history: History::default(),
+            deadline,
             writing: false,
             then_stop: false,
         })
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.
-    pub(super) fn boot_machine(&self) -> Result<Machine> {
-        let ram = Ram::zeroed(self.config.memory.0)?;
-        let entry = boot::load(&self.config.kernel, self.shape(), ram.memory())?;
+    pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
         let mut machine = self.build_machine(ram)?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
@@ -171,13 +179,23 @@ impl Session {
             None => Err(ConfigError::field(field, "there is none, and no network", "give {\"tap\": NAME}").into()),
         }
     }
+}
 
-    fn shape(&self) -> Shape {
-        Shape {
-            memory: self.config.memory.0,
-            vcpus: self.config.vcpus,
-            virtio_devices: Board::virtio_devices(self.config.disks.len(), self.config.nics.len()),
-        }
+/// RAM of a machine to be, with a kernel in it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    ram: Ram,
+    entry: Entry,
+}
+
+impl Loaded {
+    /// With the kernel of the configuration.
+    pub(super) fn new(config: &VmConfig) -> Result<Self> {
+        let virtio_devices = Board::virtio_devices(config.disks.len(), config.nics.len());
+        let shape = Shape { memory: config.memory.0, vcpus: config.vcpus, virtio_devices };
+        let ram = Ram::zeroed(config.memory.0)?;
+        let entry = boot::load(&config.kernel, shape, ram.memory())?;
+        Ok(Loaded { ram, entry })
     }
 }
 
@@ -206,8 +224,21 @@ pub(super) fn sweep(store: &Store) {
 
 fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) {
     let (shared, sender) = (Arc::clone(shared), sender.clone());
+    let asked_before = AtomicBool::new(false);
     signals.deliver(move |asked| match asked {
         Asked::PowerOff if shared.state() == VmState::Starting => signals::end_the_start(),
+        Asked::PowerOff => {
+            match shared.operations().held() {
+                None => {}
+                Some(Held::Vm) if !asked_before.swap(true, Ordering::Relaxed) => {
+                    say("the VM ends once its checkpoint is made; ask again to stop, and the checkpoint is given up");
+                }
+                // What was asked before comes next, and says it to the guest.
+                Some(Held::Vm) => return shared.operations().cancel_running(),
+                Some(Held::Guest) => shared.operations().cancel_running(),
+            }
+            drop(sender.send(Event::Signal(asked)));
+        }
         Asked::Checkpoint if shared.operations().is_running() => {
             say("SIGUSR1: a checkpoint is being made already; this signal makes no second one");
         }

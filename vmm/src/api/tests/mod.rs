@@ -1,6 +1,7 @@
 //! The API over a real socket, against a main loop that does what a test tells it.
 
 mod checkpoints;
+mod events;
 mod sockets;
 
 use std::io::{Read as _, Write as _};
@@ -245,7 +246,7 @@ fn metrics_and_openapi() {
     let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
     assert_eq!(
         paths,
-        ["/metrics", "/openapi.json", "/v1/checkpoints", "/v1/operations/{id}", "/v1/vm", "/v1/vm/power"]
+        ["/metrics", "/openapi.json", "/v1/checkpoints", "/v1/events", "/v1/operations/{id}", "/v1/vm", "/v1/vm/power"]
     );
     for schema in ["VmInfo", "PowerRequest", "CheckpointRequest", "Operation", "Problem"] {
         assert!(document["components"]["schemas"][schema].is_object(), "{schema}");

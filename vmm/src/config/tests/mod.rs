@@ -26,7 +26,7 @@ fn full() -> Value {
         "nics": [ { "id": "eth0", "mac": "02:00:00:00:00:01", "uplink": { "tap": "tap0" } } ],
         "serial": "stdio",
         "stop_timeout": "1m",
-        "checkpoint": { "dir": "checkpoints", "mode": "auto", "every": "60s", "keep": 3 }
+        "checkpoint": { "dir": "checkpoints", "mode": "auto", "every": "60s", "keep": 3, "stop_deadline": "25s" }
     })
 }
 
@@ -163,6 +163,8 @@ fn numbers_have_ranges() {
     refused("/memory", json!("99999999999GiB"), &format!("memory: \"99999999999GiB\" is more than 16 EiB; {memory}"));
     refused("/memory", json!(-1), &format!("memory: -1 does not fit; {memory}"));
     refused("/checkpoint/keep", json!(0), "checkpoint.keep: 0 does not fit; give a whole number from 1 up");
+    let deadline = "checkpoint.stop_deadline: longer than a day; give a time like \"30s\" or \"2m\", at most \"24h\"";
+    refused("/checkpoint/stop_deadline", json!("25h"), deadline);
     for ok in ["16MiB", "1TiB", "3GiB", "16388KiB", "1024 MiB"] {
         let mut config = full();
         config["memory"] = json!(ok);
