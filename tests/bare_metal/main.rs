@@ -19,6 +19,7 @@ mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]
 #[path = "../../guest-images/bare-metal/model.rs"]
 mod model;
+mod network;
 mod oracle;
 mod picture;
 mod qcow2;
