@@ -80,6 +80,26 @@ pub enum Error {
         /// What it did.
         what: &'static str,
     },
+    /// A port cannot be had.
+    #[error("network port: {source}; raise the limit of open files (ulimit -n)")]
+    Port {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A link's socket fails.
+    #[error("link to node {peer}: {source}; go back to the last checkpoint")]
+    Connection {
+        /// The node at its other end.
+        peer: Node,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file is no log of frames.
+    #[error("frames under way: {what}; restore another checkpoint")]
+    Log {
+        /// In which way.
+        what: &'static str,
+    },
     /// What is to be durable about a cut cannot be made so.
     #[error(transparent)]
     Store(#[from] ckvmm_snapshot::Error),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! card ─ Link ─ TAP                                 an uplink
-//! card ─ Switch ─ Cut ─ packets ─ Cut ─ Switch ─ card     a network: each VMM has a link to each other
-//!                  └── Coordinator ──┘              checkpoints of all of it
+//! card ─ Port (Switch, Cut) ─ packets ─ Port ─ card      a network: each VMM has a link to each other
+//!               └── Coordinator ──┘                   checkpoints of all of it
 //! ```
 //!
 //! Invariant: a packet is bytes here. Nothing in this crate sees guest memory, KVM or virtqueues; what a frame looks
@@ -14,7 +14,9 @@ pub mod cut;
 pub mod decision;
 mod error;
 pub mod link;
+pub mod log;
 pub mod packet;
+pub mod port;
 pub mod switch;
 mod tap;
 pub mod wire;
@@ -25,5 +27,6 @@ pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
 pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
+pub use port::Port;
 pub use switch::{Route, Switch};
 pub use tap::Tap;

@@ -57,6 +57,12 @@ pub trait Link: AsRawFd + Send {
     /// `WouldBlock` when no frame waits; anything else means that the link is gone.
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// Whether it takes a frame now. One that says no becomes readable when that has changed; one that never says no
+    /// drops what it has no room for.
+    fn may_write(&self) -> bool {
+        true
+    }
+
     /// Writes one frame with its header.
     ///
     /// # Errors

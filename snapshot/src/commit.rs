@@ -1,7 +1,7 @@
 //! The commit: how a staged image becomes a checkpoint.
 //!
 //! ```text
-//! 1  fsync every file, then disks/, then the directory
+//! 1  fsync every file, then disks/ and network/, then the directory
 //! 2  .manifest.json.tmp, fsync, rename to manifest.json, fsync the directory
 //! 3  rename the directory to STORE/000042 unless that exists, fsync STORE
 //! 4  STORE/latest, a hint
@@ -55,9 +55,10 @@ impl StagedImage {
         for (name, written) in &self.written {
             files::sync(&written.file, &self.directory.join(name))?;
         }
-        let disks = self.directory.join(names::DISKS);
-        if disks.symlink_metadata().is_ok() {
-            files::sync_dir(&disks)?;
+        for inner in [names::DISKS, names::NETWORK].map(|name| self.directory.join(name)) {
+            if inner.symlink_metadata().is_ok() {
+                files::sync_dir(&inner)?;
+            }
         }
         files::sync_dir(&self.directory)
     }

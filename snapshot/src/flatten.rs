@@ -25,6 +25,11 @@ impl Image {
         let started = Instant::now();
         let mut staged = StagedImage::create(to)?;
         staged.write_state(&self.take_state()?)?;
+        for id in self.network_ids() {
+            if let Some(bytes) = self.network(id)? {
+                staged.write_network(id, &bytes)?;
+            }
+        }
         progress.begin(Phase::Verify, self.large_files().map(|(_, large)| large.map.file_bytes()).sum());
         for (name, large) in self.large_files() {
             if names::disk_id(&name).is_some() {

@@ -13,7 +13,7 @@ use crate::error::{Error, Flaw, Result};
 use crate::files;
 use crate::large::{LargeFile, LayerFile};
 use crate::layers::Layers;
-use crate::limits::{CHUNK_MAP_BYTES_MAX, STATE_BYTES_MAX};
+use crate::limits::{CHUNK_MAP_BYTES_MAX, NETWORK_BYTES_MAX, STATE_BYTES_MAX};
 use crate::manifest::{FileEntry, Manifest};
 use crate::memory::MemoryImage;
 use crate::names;
@@ -48,6 +48,9 @@ impl Image {
             let why = "its regions are not the memory that the manifest states".to_owned();
             return Err(Error::Damaged { path: path.join(names::map_of(names::MEMORY)), why });
         }
+        for name in manifest.files.keys().filter(|name| names::network_id(name).is_some()) {
+            files.small(name, NETWORK_BYTES_MAX, |_| Ok(()))?;
+        }
         let mut disks = BTreeMap::new();
         for (name, id) in manifest.files.keys().filter_map(|name| Some((name, names::disk_id(name)?))) {
             let disk = files.large(name)?;
@@ -76,6 +79,21 @@ impl Image {
     /// [`Error::StateMissing`] the second time.
     pub fn take_state(&mut self) -> Result<StateMap> {
         self.state.take().ok_or_else(|| Error::StateMissing { name: names::STATE.to_owned() })
+    }
+
+    /// What was under way to the network card `id`, if the VM was in a network.
+    ///
+    /// # Errors
+    /// [`Error::Digest`] and others if it has changed since the image was opened.
+    pub fn network(&self, id: &str) -> Result<Option<Vec<u8>>> {
+        let (name, files) = (names::network(id), Files { directory: &self.path, manifest: &self.manifest });
+        let listed = self.manifest.files.contains_key(&name);
+        listed.then(|| files.small(&name, NETWORK_BYTES_MAX, |bytes| Ok(bytes.to_vec()))).transpose()
+    }
+
+    /// The ids of the network cards to which something was under way, in order.
+    pub fn network_ids(&self) -> impl Iterator<Item = &str> {
+        self.manifest.files.keys().filter_map(|name| names::network_id(name))
     }
 
     /// Guest RAM.

@@ -15,6 +15,9 @@ pub const MANIFEST_FILES_MAX: usize = 1024;
 /// Largest `state` file, bytes: 254 vCPUs with AMX state are about 25 MiB.
 pub const STATE_BYTES_MAX: u64 = 256 << 20;
 
+/// Most bytes of frames in the file of a network card, with what describes them.
+pub const NETWORK_BYTES_MAX: u64 = 256 << 20;
+
 /// Most entries in a [`StateMap`](crate::StateMap).
 pub const STATE_ENTRIES_MAX: usize = 4096;
 

@@ -28,9 +28,9 @@ use crate::files;
 use crate::limits::{IMAGE_FILE_BYTES_MAX, MANIFEST_BYTES_MAX, MANIFEST_FILES_MAX};
 use crate::names;
 
-/// Versions of the image format that this build reads. It writes the first that has what the image needs: 1, or 2 if it
-/// builds on other checkpoints.
-pub const FORMAT_VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
+/// Versions of the image format that this build reads. It writes the first that has what the image needs: 1, 2 if it
+/// builds on other checkpoints, 3 if it has frames of a network.
+pub const FORMAT_VERSIONS: Versions = Versions { oldest: 1, newest: 3 };
 
 /// What a committed image says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -163,8 +163,10 @@ impl Manifest {
 
     /// The version that an image with these files has.
     pub(crate) fn format_version(files: &BTreeMap<String, FileEntry>) -> u32 {
-        let builds_on_others = files.keys().any(|name| names::classify(name) == Some(names::FileKind::Layer));
-        if builds_on_others { 2 } else { 1 }
+        if files.keys().any(|name| names::network_id(name).is_some()) {
+            return 3;
+        }
+        if files.keys().any(|name| Manifest::is_shared(name)) { 2 } else { 1 }
     }
 
     /// True for the name of a file that another checkpoint wrote.
@@ -174,7 +176,7 @@ impl Manifest {
 
     /// True if it builds on what other checkpoints wrote.
     pub fn is_incremental(&self) -> bool {
-        Manifest::format_version(&self.files) > 1
+        self.files.keys().any(|name| Manifest::is_shared(name))
     }
 
     /// What needs no other file to be known: names, bounds, and that everything large has its map.
@@ -183,7 +185,7 @@ impl Manifest {
             return Err(Flaw::broken(format!("it lists {} files", self.files.len())));
         }
         if self.format_version < Manifest::format_version(&self.files) {
-            return Err(Flaw::broken("it lists layers, which its format version does not have"));
+            return Err(Flaw::broken("it lists files that its format version does not have"));
         }
         for required in [names::STATE, names::MEMORY] {
             if !self.files.contains_key(required) {

@@ -5,6 +5,7 @@
 //! STORE/000042/state
 //! STORE/000042/memory           STORE/000042/memory.map
 //! STORE/000042/disks/ID         STORE/000042/disks/ID.map
+//! STORE/000042/network/NIC        frames that were under way to the guest, in an image of a network's VM
 //! STORE/000042/memory.layers    STORE/000042/memory.UUID     in an image that builds on others; also of disks
 //! STORE/latest -> 000042        a hint
 //! STORE/.STAGING-UUID/          not yet, or no longer, a checkpoint
@@ -23,6 +24,7 @@ pub(crate) const MANIFEST_TEMPORARY: &str = ".manifest.json.tmp";
 pub(crate) const STATE: &str = "state";
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const DISKS: &str = "disks";
+pub(crate) const NETWORK: &str = "network";
 pub(crate) const LATEST: &str = "latest";
 const MAP_SUFFIX: &str = ".map";
 const LAYERS_SUFFIX: &str = ".layers";
@@ -32,7 +34,7 @@ const LATEST_TEMPORARY_PREFIX: &str = ".latest-";
 /// How a file of an image is digested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
-    /// Read and digested as a whole: state and maps.
+    /// Read and digested as a whole: state, maps, frames of a network.
     Small,
     /// Digested by chunks, in its map.
     Large,
@@ -71,6 +73,16 @@ pub(crate) fn disk_id(name: &str) -> Option<&str> {
     name.strip_prefix(DISKS)?.strip_prefix('/').filter(|id| is_id(id))
 }
 
+/// The path of what was under way to the network card `id`.
+pub(crate) fn network(id: &str) -> String {
+    format!("{NETWORK}/{id}")
+}
+
+/// The id of the network card whose frames are in the file `name`.
+pub(crate) fn network_id(name: &str) -> Option<&str> {
+    name.strip_prefix(NETWORK)?.strip_prefix('/').filter(|id| is_id(id))
+}
+
 /// True for `[a-z0-9][a-z0-9-]{0,62}`.
 pub(crate) fn is_id(id: &str) -> bool {
     !id.is_empty()
@@ -83,7 +95,7 @@ pub(crate) fn is_id(id: &str) -> bool {
 pub(crate) fn classify(name: &str) -> Option<FileKind> {
     let is_large = |name: &str| name == MEMORY || disk_id(name).is_some();
     let of_large = |suffix| name.strip_suffix(suffix).is_some_and(is_large);
-    if name == STATE || of_large(MAP_SUFFIX) || of_large(LAYERS_SUFFIX) {
+    if name == STATE || network_id(name).is_some() || of_large(MAP_SUFFIX) || of_large(LAYERS_SUFFIX) {
         return Some(FileKind::Small);
     }
     if layer_of(name).is_some_and(is_large) {
@@ -142,6 +154,7 @@ mod tests {
         for small in ["state", "memory.map", "disks/root.map", "disks/a-1.map", "memory.layers", "disks/a.layers"] {
             assert_eq!(classify(small), Some(FileKind::Small), "{small}");
         }
+        assert_eq!(classify(&network("eth0")), Some(FileKind::Small));
         for large in ["memory", "disks/root", "disks/map", "disks/0"] {
             assert_eq!(classify(large), Some(FileKind::Large), "{large}");
         }
@@ -169,6 +182,10 @@ mod tests {
             "disks/-a",
             "disks/a\0",
             "disks",
+            "network",
+            "network/",
+            "network/../memory",
+            "network/eth0.map",
             &long,
         ] {
             assert_eq!(classify(unknown), None, "{unknown:?}");

@@ -6,6 +6,7 @@
 //!     memory  memory.map     write_memory, while the guest stands still, or finish_memory after a fork
 //!     disks/ID               from cut_disks on, before the guest's writes and by finish_disks
 //!     disks/ID.map           finish_disks
+//!     network/NIC            write_network, once all that was under way is known
 //!     memory.UUID …          build_on: hard links to what it builds on; those that it needs get a memory.layers
 //! ```
 //!
@@ -28,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
 use crate::layers::Layers;
-use crate::limits::IMAGE_FILE_BYTES_MAX;
+use crate::limits::{IMAGE_FILE_BYTES_MAX, NETWORK_BYTES_MAX};
 use crate::manifest::FileEntry;
 use crate::memory::Run;
 use crate::names;
@@ -180,6 +181,20 @@ impl StagedImage {
         self.record_memory(written)
     }
 
+    /// Writes what was under way to the network card `id` at the cut, in whatever form the network gives it.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Io`].
+    pub fn write_network(&mut self, id: &str, bytes: &[u8]) -> Result<()> {
+        assert!(names::is_id(id), "a configuration has only such ids");
+        let path = self.directory.join(names::NETWORK);
+        if bytes.len() as u64 > NETWORK_BYTES_MAX {
+            return Err(Error::TooLarge { path, bytes: bytes.len() as u64, limit: NETWORK_BYTES_MAX });
+        }
+        make_directory(&path)?;
+        self.write_small(&names::network(id), bytes)
+    }
+
     fn record_memory(&mut self, written: WrittenMemory) -> Result<u64> {
         let WrittenMemory { file, map, layers, own_bytes } = written;
         self.memory_bytes = map.regions().iter().map(|region| region.bytes).sum();
@@ -262,8 +277,7 @@ impl StagedImage {
     }
 
     pub(crate) fn make_disks_directory(&self) -> Result<()> {
-        let disks = self.directory.join(names::DISKS);
-        if disks.symlink_metadata().is_err() { files::create_dir(&disks) } else { Ok(()) }
+        make_directory(&self.directory.join(names::DISKS))
     }
 
     fn write_small(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -307,6 +321,10 @@ impl Drop for StagedImage {
             let _ = staging_dir::remove(&self.directory);
         }
     }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_err() { files::create_dir(path) } else { Ok(()) }
 }
 
 pub(crate) fn write_all(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {

@@ -213,3 +213,25 @@ fn chunks_of_a_map_are_those_of_the_file() {
         assert_eq!(chunk, Chunk::Data(ckvmm_snapshot::Digest::of(bytes)), "padding counts");
     }
 }
+
+#[test]
+fn what_was_under_way_to_a_network_card_comes_back_or_is_missed() {
+    let store = tempfile::tempdir().expect("directory");
+    let mut staged = StagedImage::create(&store.path().join("n-0")).expect("room");
+    staged.write_state(&common::small_state()).expect("writes");
+    staged.write_memory(&common::small_ram(), &[], &Progress::new()).expect("writes");
+    staged.write_network("eth0", b"frames").expect("writes");
+    let path = staged.commit(common::head()).expect("commits");
+
+    let image = Image::open(&path).expect("opens");
+    assert_eq!(image.manifest().format_version, 3, "one that knows nothing of it must not restore it");
+    assert_eq!(image.network_ids().collect::<Vec<_>>(), ["eth0"]);
+    assert_eq!(image.network("eth0").expect("reads").as_deref(), Some(&b"frames"[..]));
+    assert_eq!(image.network("eth1").expect("looks"), None);
+    let flat = image.flatten(&store.path().join("flat"), &Progress::new()).expect("flattens");
+    let flat = Image::open(&flat).expect("opens");
+    assert_eq!(flat.network("eth0").expect("reads").as_deref(), Some(&b"frames"[..]));
+
+    std::fs::write(path.join("network/eth0"), b"Frames").expect("write");
+    assert!(matches!(Image::open(&path), Err(Error::Digest { .. })));
+}

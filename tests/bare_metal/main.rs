@@ -26,6 +26,7 @@ mod net_model;
 #[expect(unreachable_pub, reason = "it is written for the guest")]
 #[path = "../../guest-images/bare-metal/net_node.rs"]
 mod net_node;
+mod network;
 mod oracle;
 mod picture;
 mod qcow2;

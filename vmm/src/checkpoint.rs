@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    config::Id,
     error::Result,
     host::terminal::say,
     host_cpu,
@@ -80,11 +81,17 @@ impl Memory {
     }
 }
 
-/// Captures `machine`, which stands still only meanwhile, if it ran.
+/// Captures `machine`, which stands still only meanwhile, if it ran; `taken` is called in that instant.
 ///
 /// # Errors
 /// If it cannot be captured: a device does not come to rest, no room, cancelled. The machine runs on if it ran.
-pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, operation: &Running) -> Result<Begun> {
+pub fn begin(
+    machine: &mut Machine,
+    mut staged: StagedImage,
+    plan: Plan,
+    operation: &Running,
+    taken: impl FnOnce(),
+) -> Result<Begun> {
     let started = Instant::now();
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
     let prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
@@ -93,7 +100,11 @@ pub fn begin(machine: &mut Machine, mut staged: StagedImage, plan: Plan, operati
     }
     let ran = machine.is_running();
     let (created, stopped) = (Timestamp::now(), Instant::now());
-    let captured = machine.pause().and_then(|paused| capture(&paused, &mut staged, prepared, plan.writer, operation));
+    let captured = machine.pause().and_then(|paused| {
+        let captured = capture(&paused, &mut staged, prepared, plan.writer, operation)?;
+        taken();
+        Ok(captured)
+    });
     if ran && (captured.is_err() || !plan.stay_paused) {
         machine.resume()?;
     }
@@ -150,11 +161,17 @@ fn capture(
 }
 
 impl Begun {
-    /// Waits for the writer and commits, if `sound` says that what the checkpoint was made from is.
+    /// Waits for the writer and for what was under way to a card of a network, if there is one, and commits, if `sound`
+    /// says that what the checkpoint was made from is.
     ///
     /// # Errors
     /// If it cannot be written, or was cancelled; nothing of it is left then.
-    pub fn finish(self, progress: &Progress, sound: impl FnOnce() -> Result<()>) -> Result<CheckpointDone> {
+    pub fn finish(
+        self,
+        progress: &Progress,
+        under_way: impl FnOnce() -> Result<Option<(Id, Vec<u8>)>>,
+        sound: impl FnOnce() -> Result<()>,
+    ) -> Result<CheckpointDone> {
         let Begun { mut staged, captured: Captured { state, memory }, head } = self;
         staged.write_state(&state)?;
         // The writer is at work meanwhile, and the sooner the disks are captured the fewer writes have to wait for it.
@@ -163,6 +180,9 @@ impl Begun {
             Memory::Written { bytes } => bytes,
             Memory::Forked(writer) => staged.finish_memory(writer, progress)?,
         };
+        if let Some((nic, frames)) = under_way()? {
+            staged.write_network(&nic, &frames)?;
+        }
         sound()?;
         let (id, pause_us, started) = (staged.id(), head.pause_us, head.started);
         let dir = staged.commit(head)?;

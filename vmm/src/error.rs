@@ -115,6 +115,14 @@ pub enum Error {
         /// The exit and the registers.
         reason: String,
     },
+    /// A node of a network cannot be used.
+    #[error("node {name}: {reason}")]
+    Node {
+        /// The node.
+        name: String,
+        /// Why not, and the mend.
+        reason: String,
+    },
     /// A socket of the VM's cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),

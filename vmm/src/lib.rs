@@ -14,6 +14,7 @@ pub mod events;
 pub mod host;
 pub mod host_cpu;
 pub mod machine;
+pub mod network;
 pub mod operations;
 pub mod run;
 pub mod state;

@@ -35,6 +35,10 @@ impl<F: Payload> Inbox<F> {
         self.put(from, frame);
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn first(&self) -> Option<&F> {
         self.frames.front().map(|(_, frame)| frame)
     }

@@ -105,6 +105,11 @@ impl<F: Payload> Cut<F> {
         !self.guest_is_off && !self.links.iter().any(|link| link.is_full(self.limits.slots))
     }
 
+    /// How many bytes wait for the guest.
+    pub fn pending_bytes(&self) -> usize {
+        self.inbox.bytes()
+    }
+
     /// The next frame for the guest.
     pub fn next_to_deliver(&self) -> Option<&F> {
         self.inbox.first()

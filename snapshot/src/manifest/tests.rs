@@ -60,7 +60,7 @@ fn another_version_says_so_whatever_else_it_holds() {
         [r#"{"format_version":7}"#.to_owned(), MANIFEST.replace("\"format_version\": 1", "\"format_version\": 7")]
     {
         let line = Manifest::decode(text.as_bytes()).expect_err("another version").to_string();
-        assert!(line.contains("format version 7, this ckvmm reads 1 to 2"), "{line}");
+        assert!(line.contains("format version 7, this ckvmm reads 1 to 3"), "{line}");
     }
 }
 

@@ -17,6 +17,8 @@ pub struct BootOptions {
     pub fresh: bool,
     /// End when the guest reboots.
     pub no_reboot: bool,
+    /// It is a member of a network, whose supervisor is at the other end of standard input.
+    pub member: bool,
 }
 
 /// Boot a VM and stay with it until it ends
@@ -41,12 +43,15 @@ pub(super) struct Args {
     /// End when the guest reboots instead of starting it again
     #[arg(long)]
     no_reboot: bool,
+    /// Standard input is the channel of the network's supervisor
+    #[arg(long, hide = true)]
+    network_member: bool,
 }
 
 impl From<Args> for BootOptions {
     fn from(args: Args) -> Self {
-        let Args { config, api_socket, state, fresh, no_reboot } = args;
-        Self { config, api_socket, state_dir: state, fresh, no_reboot }
+        let Args { config, api_socket, state, fresh, no_reboot, network_member } = args;
+        Self { config, api_socket, state_dir: state, fresh, no_reboot, member: network_member }
     }
 }
 

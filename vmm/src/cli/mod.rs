@@ -13,6 +13,7 @@ mod exit;
 mod flatten;
 mod inspect;
 mod list;
+mod network;
 pub(crate) mod output;
 mod power;
 mod progress;
@@ -70,6 +71,7 @@ enum Verb {
     List(list::Args),
     Inspect(inspect::Args),
     Flatten(flatten::Args),
+    Network(network::Args),
     Prune(prune::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
@@ -108,6 +110,7 @@ impl Verb {
             Self::List(args) => args.run(),
             Self::Inspect(args) => args.run(),
             Self::Flatten(args) => args.run(),
+            Self::Network(args) => args.run(),
             Self::Prune(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Doctor(args) => args.run(),

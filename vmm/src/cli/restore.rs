@@ -33,6 +33,8 @@ pub struct RestoreOptions {
     pub api_socket: Option<PathBuf>,
     /// End when the guest reboots.
     pub no_reboot: bool,
+    /// It is a member of a network, whose supervisor is at the other end of standard input.
+    pub member: bool,
 }
 
 /// When RAM and disk contents are verified.
@@ -76,12 +78,25 @@ pub(super) struct Args {
     /// End when the guest reboots instead of starting it again
     #[arg(long)]
     no_reboot: bool,
+    /// Standard input is the channel of the network's supervisor
+    #[arg(long, hide = true)]
+    network_member: bool,
 }
 
 impl From<Args> for RestoreOptions {
     fn from(args: Args) -> Self {
-        let Args { checkpoint, work, set, paused, clock, verify, api_socket, no_reboot } = args;
-        Self { checkpoint, work, set, paused, clock, verify_full: verify == Verify::Full, api_socket, no_reboot }
+        let Args { checkpoint, work, set, paused, clock, verify, api_socket, no_reboot, network_member } = args;
+        Self {
+            checkpoint,
+            work,
+            set,
+            paused,
+            clock,
+            verify_full: verify == Verify::Full,
+            api_socket,
+            no_reboot,
+            member: network_member,
+        }
     }
 }
 

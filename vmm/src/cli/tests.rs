@@ -53,6 +53,7 @@ fn boot_and_restore_become_options() {
         state_dir: Some("d".into()),
         fresh: true,
         no_reboot: true,
+        member: false,
     };
     assert_eq!(BootOptions::from(args), expected);
     let line =
@@ -67,6 +68,7 @@ fn boot_and_restore_become_options() {
         verify_full: true,
         api_socket: Some("s".into()),
         no_reboot: true,
+        member: false,
     };
     assert_eq!(RestoreOptions::from(args), expected);
     let Ok(Verb::Restore(args)) = parse("restore C") else { panic!("restore is not read") };
@@ -79,6 +81,7 @@ fn boot_and_restore_become_options() {
         verify_full: false,
         api_socket: None,
         no_reboot: false,
+        member: false,
     };
     assert_eq!(RestoreOptions::from(args), expected);
 }

@@ -192,6 +192,7 @@ fn nic(nic: &NicConfig) -> Checked {
             }
             Ok(())
         }
+        Some(Uplink::Network) => Ok(()),
         Some(Uplink::Passt(passt)) => {
             for (i, forward) in passt.forward.iter().enumerate() {
                 if !is_forward(forward) {

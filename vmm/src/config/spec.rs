@@ -180,6 +180,8 @@ impl NicConfig {
 pub enum Uplink {
     /// A TAP interface of the host, which exists already.
     Tap(String),
+    /// The network of VMs that its supervisor has made.
+    Network,
     /// The host's network through passt, without root.
     Passt(Passt),
 }

@@ -9,7 +9,7 @@ use ckvmm_devices::{
     Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, PowerPort, PowerSink, PvPanic, Rng,
     Serial, VirtioDevice, VirtioMmio, VmGenId,
 };
-use ckvmm_net::Tap;
+use ckvmm_net::{Link, Port, Tap};
 use ckvmm_snapshot::{LiveDisk, StateMap};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{
     events::{MachineEvent, Notify},
     exits::Buses,
-    io_thread::Subscriber,
+    io_thread::{PortEvents, Subscriber},
 };
 use crate::{
     arch::layout,
@@ -52,15 +52,22 @@ pub struct DiskBackend {
     pub captured: bool,
 }
 
-/// The TAP behind a network card.
-#[derive(Debug)]
+/// What is behind a network card.
 pub struct NicBackend {
     /// Id in the configuration.
     pub id: String,
-    /// The TAP.
-    pub tap: Tap,
+    /// What its cable leads to.
+    pub link: NicLink,
     /// The card's MAC address.
     pub mac: [u8; 6],
+}
+
+/// Where the cable of a network card leads.
+pub enum NicLink {
+    /// A TAP of the host.
+    Tap(Tap),
+    /// A network of VMs.
+    Network(Port),
 }
 
 /// All devices.
@@ -109,7 +116,14 @@ impl Board {
             }
         }
         for nic in nics {
-            let net = Net::new(NetConfig { link: Box::new(nic.tap), mac: nic.mac })?;
+            let link: Box<dyn Link> = match nic.link {
+                NicLink::Tap(tap) => Box::new(tap),
+                NicLink::Network(port) => {
+                    slots.subscribers.push(Box::new(PortEvents(port.clone())));
+                    Box::new(port)
+                }
+            };
+            let net = Net::new(NetConfig { link, mac: nic.mac })?;
             slots.add(format!("nic/{}", nic.id), Box::new(net), &mut buses.mmio)?;
         }
         slots.add("rng".into(), Box::new(Rng::new()), &mut buses.mmio)?;

@@ -10,6 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use ckvmm_net::Port;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -150,6 +151,22 @@ impl MutEventSubscriber for Wake {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         // Only its wake-up matters.
         drop(self.0.wake.read());
+    }
+}
+
+/// Moves what can be moved between a port and the links of its network.
+pub struct PortEvents(pub Port);
+
+impl MutEventSubscriber for PortEvents {
+    fn init(&mut self, ops: &mut EventOps) {
+        // The port is there before the thread, and is asked each time the thread is free.
+        if let Err(error) = ops.add(Events::new_raw(self.0.poll_fd(), EventSet::IN)) {
+            tracing::error!(%error, "cannot watch the links of the network");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        self.0.turn();
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     auto::{self, Known},
     finisher::{Finished, Unfinished},
     main_loop::{Life, Next},
+    network,
     session::{Event, Session, sweep},
     verification::ends_now,
 };
@@ -46,6 +47,9 @@ impl Life<'_> {
     /// A checkpoint that a signal or the clock asks for, as the configuration says.
     pub(super) fn checkpoint_now(&mut self, stop: bool) -> Result<Next> {
         self.plan_next();
+        if self.refuses_alone(None) {
+            return Ok(Next::Continue);
+        }
         match self.session.shared.operations().begin(Asker::Signal) {
             Ok(operation) => {
                 let wanted = Wanted { dir: None, mode: CheckpointMode::Auto, full: false, stop };
@@ -69,12 +73,12 @@ impl Life<'_> {
             self.warn_if_it_takes_long();
         }
         let ran = self.machine.is_running();
-        let begun = match self.begin(&operation, wanted) {
+        let begun = match self.begin(&operation, wanted, || {}) {
             Ok(begun) => begun,
             Err(error) => return self.checkpointed(Finished::failed(operation, in_store, error)),
         };
         let verification = self.session.verification.clone();
-        let unfinished = Unfinished { begun, operation, in_store, verification };
+        let unfinished = Unfinished { begun, operation, in_store, verification, log: None };
         if !stop {
             self.session.writing = true;
             self.session.finisher.finish(unfinished);
@@ -90,7 +94,8 @@ impl Life<'_> {
         self.after_checkpoint()
     }
 
-    fn begin(&mut self, operation: &Running, wanted: Wanted) -> Result<Begun> {
+    /// Captures the machine; `taken` is called while it stands still.
+    pub(super) fn begin(&mut self, operation: &Running, wanted: Wanted, taken: impl FnOnce()) -> Result<Begun> {
         let session = &mut *self.session;
         let mut staged = match wanted.dir {
             Some(dir) => {
@@ -122,7 +127,7 @@ impl Life<'_> {
             writer,
             stay_paused: wanted.stop,
         };
-        checkpoint::begin(&mut self.machine, staged, plan, operation)
+        checkpoint::begin(&mut self.machine, staged, plan, operation, taken)
     }
 
     /// Somebody waits for the VM to stop, and not for ever.
@@ -134,6 +139,7 @@ impl Life<'_> {
 
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
+        network::finished(self.session.network.as_mut(), &finished);
         if self.session.checkpointed(finished, "; the guest goes on") {
             self.session.foresee();
         }
@@ -148,7 +154,7 @@ impl Life<'_> {
         if std::mem::take(&mut self.session.then_stop) && !self.is_ending() {
             return self.checkpoint_now(true);
         }
-        Ok(Next::Continue)
+        self.take_next_cut()
     }
 }
 

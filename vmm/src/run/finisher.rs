@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, Sender},
     },
     thread,
 };
@@ -14,7 +14,9 @@ use ckvmm_snapshot::{Image, Progress};
 use super::{session::Event, verification::Verification};
 use crate::{
     checkpoint::Begun,
+    config::Id,
     error::{Error, Result},
+    network::member::Log,
     operations::{CheckpointDone, Running},
 };
 
@@ -27,6 +29,8 @@ pub(super) struct Unfinished {
     pub(super) in_store: bool,
     /// Of what the guest runs from.
     pub(super) verification: Verification,
+    /// Over which comes what was under way to this card of a network.
+    pub(super) log: Option<(Id, Receiver<Log>)>,
 }
 
 /// A checkpoint that is made, or not.
@@ -49,9 +53,10 @@ impl Finished {
 impl Unfinished {
     /// Writes what is still to be written, and commits.
     pub(super) fn finish(self) -> Finished {
-        let Unfinished { begun, operation, in_store, verification } = self;
+        let Unfinished { begun, operation, in_store, verification, log } = self;
         let progress = operation.progress();
-        let made = begun.finish(progress, || is_sound(&verification, progress));
+        let under_way = || log.map(|(nic, log)| Ok((nic, log_of(&log)?))).transpose();
+        let made = begun.finish(progress, under_way, || is_sound(&verification, progress));
         // Without it the next one is a full one.
         let image = made.as_ref().ok().and_then(|done| reopen(&done.dir).ok()).map(Arc::new);
         Finished { operation, in_store, made, image }
@@ -63,6 +68,12 @@ fn reopen(dir: &Path) -> Result<Image> {
     let mut image = Image::open(dir)?;
     drop(image.take_state()?);
     Ok(image)
+}
+
+/// The frames that were under way, once all are known; the cut may come to nothing before.
+fn log_of(log: &Receiver<Log>) -> Result<Vec<u8>> {
+    let log = log.recv().map_err(|_| ckvmm_snapshot::Error::Cancelled)?;
+    Ok(ckvmm_net::log::encode(&log))
 }
 
 /// What was restored from a damaged image is not to live on under new digests.

@@ -20,6 +20,7 @@ use crate::{
         terminal::{RawTerminal, say},
     },
     machine::{Machine, events::MachineEvent},
+    network::message::FromMember,
 };
 
 /// What comes after an event.
@@ -56,8 +57,19 @@ impl Session {
         if terminal.is_some() {
             say("the guest has this terminal; Ctrl-A x ends it");
         }
+        if let Some(member) = &self.network {
+            member.say(&FromMember::Ready);
+        }
+        // A member waits until all are ready.
+        let paused = paused || self.network.is_some();
         let ended = self.live(machine, reboots, paused);
         self.shared.set_state(VmState::Stopping);
+        // Of a cut that is open here nothing comes any more.
+        if let Some(mut member) = self.network.take()
+            && ended.is_ok()
+        {
+            member.leave();
+        }
         self.finish_writing(&ended);
         let ended = self.verification.judge(ended, &self.events);
         self.shared.set_state(VmState::Off);
@@ -144,6 +156,7 @@ impl Life<'_> {
             Event::Signal(asked) => self.signal(asked),
             Event::Leave => Ok(Next::End(ExitStatus::Failed)),
             Event::Checkpoint(finished) => self.checkpointed(*finished),
+            Event::Network(event) => self.network(event),
             Event::Corrupt(line) => {
                 self.machine.pause()?;
                 Err(Error::Corrupt { line })
@@ -183,6 +196,10 @@ impl Life<'_> {
             Command::Resume => (self.resume().map_err(failed), Next::Continue),
             Command::PowerOff { force: true } => (Ok(()), Next::End(ExitStatus::Failed)),
             Command::PowerOff { force: false } => (self.press_power_button().map_err(failed), Next::Continue),
+            Command::Checkpoint { operation, .. } if self.session.network.is_some() => {
+                self.refuses_alone(Some(operation));
+                (Ok(()), Next::Continue)
+            }
             Command::Checkpoint { operation, dir, mode, full, stop } => {
                 (Ok(()), self.checkpoint(operation, Wanted { dir, mode, full, stop })?)
             }

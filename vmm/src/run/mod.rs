@@ -13,6 +13,7 @@ mod deadline;
 mod finisher;
 mod history;
 mod main_loop;
+mod network;
 mod restore;
 mod session;
 mod verification;
@@ -29,6 +30,7 @@ use crate::{
     config::VmConfig,
     error::Result,
     host::{disks, signals::Signals, state_dir::StateDir},
+    network::member::Invitation,
 };
 
 /// Boots a VM and stays until it ends.
@@ -37,6 +39,7 @@ use crate::{
 /// If it cannot be built, or ends in a way that is nobody's wish.
 pub fn boot(options: BootOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
+    let invitation = options.member.then(Invitation::receive).transpose()?;
     let config = VmConfig::load(&options.config)?.with_mac_addresses();
     let socket = api_socket(options.api_socket.as_deref(), &config)?;
     // Before anything is made or copied for a kernel that is none.
@@ -45,7 +48,8 @@ pub fn boot(options: BootOptions) -> Result<ExitStatus> {
     let state = StateDir::open(&directory)?;
     let disks = disks::for_boot(&config, &state, options.fresh)?;
     let origin = Origin { lineage: Uuid::new_v4(), parent: None };
-    let session = Session::open(config, state, disks, origin, socket, signals)?;
+    let mut session = Session::open(config, state, disks, origin, socket, signals)?;
+    session.join(invitation, None)?;
     let machine = session.boot_machine(loaded)?;
     session.run(machine, !options.no_reboot, false)
 }

@@ -20,6 +20,7 @@ use crate::{
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
     machine::ram::Ram,
+    network::member::Invitation,
     state::clock::ClockPolicy,
 };
 
@@ -29,6 +30,7 @@ use crate::{
 /// If the checkpoint is damaged, this host cannot continue it, or the VM ends in a way that is nobody's wish.
 pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
+    let invitation = options.member.then(Invitation::receive).transpose()?;
     let path = options.checkpoint.as_path();
     let mut image = Image::open(path)?;
     if options.verify_full {
@@ -46,6 +48,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     }
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket, signals)?;
+    session.join(invitation, Some(&image))?;
     let ram = Ram::from_image(image.memory(), session.config.memory.0)?;
     let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {

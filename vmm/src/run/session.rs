@@ -35,10 +35,11 @@ use crate::{
     },
     machine::{
         Machine,
-        board::{Backends, Board, NicBackend},
+        board::{Backends, Board, NicBackend, NicLink},
         events::{MachineEvent, Notify},
         ram::Ram,
     },
+    network::member::{self, Invitation, Member},
     operations::Held,
 };
 
@@ -57,6 +58,8 @@ pub(super) enum Event {
     Corrupt(String),
     /// A checkpoint has been finished.
     Checkpoint(Box<Finished>),
+    /// From the network that the VM is a member of.
+    Network(member::Event),
 }
 
 /// Where a VM's life began.
@@ -89,6 +92,8 @@ pub(super) struct Session {
     /// What the checkpoints so far say of the next one.
     pub(super) history: History,
     pub(super) deadline: Deadline,
+    /// The network that the VM is a member of.
+    pub(super) network: Option<Member>,
     /// The finisher has a checkpoint.
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
@@ -133,9 +138,19 @@ impl Session {
             base: None,
             history: History::default(),
             deadline,
+            network: None,
             writing: false,
             then_stop: false,
         })
+    }
+
+    /// Takes the VM's place in a network, if it has one there.
+    pub(super) fn join(&mut self, invitation: Option<Invitation>, image: Option<&Image>) -> Result<()> {
+        let Some(invitation) = invitation else { return Ok(()) };
+        let sender = self.sender.clone();
+        // A main loop that has ended needs no events.
+        self.network = Some(invitation.accept(image, move |event| drop(sender.send(Event::Network(event))))?);
+        Ok(())
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.
@@ -171,7 +186,20 @@ impl Session {
             Some(Uplink::Tap(name)) => {
                 let mac = nic.mac_in(&self.config.name).0;
                 let tap = Tap::open(name).map_err(|error| unusable(&field, &error))?;
-                Ok(NicBackend { id: nic.id.to_string(), tap, mac })
+                Ok(NicBackend { id: nic.id.to_string(), link: NicLink::Tap(tap), mac })
+            }
+            Some(Uplink::Network) => {
+                let mac = nic.mac_in(&self.config.name).0;
+                match self.network.as_ref().filter(|member| member.place.nic == nic.id) {
+                    Some(member) => {
+                        let link = NicLink::Network(member.port.clone());
+                        Ok(NicBackend { id: nic.id.to_string(), link, mac })
+                    }
+                    None => {
+                        let mend = "start it with `ckvmm network`, or --set another uplink";
+                        Err(ConfigError::field(field, "this VM was not started as part of a network", mend).into())
+                    }
+                }
             }
             Some(Uplink::Passt(_)) => {
                 Err(ConfigError::field(field, "passt is not supported yet", "use {\"tap\": NAME}").into())

@@ -116,6 +116,7 @@ pub(super) fn ends_now(event: Event) -> bool {
             reply.send(Ok(()));
             true
         }
-        Event::Request(_) | Event::Signal(_) | Event::Machine(..) | Event::Corrupt(_) | Event::Checkpoint(_) => false,
+        Event::Request(_) | Event::Signal(_) | Event::Machine(..) | Event::Corrupt(_) => false,
+        Event::Checkpoint(_) | Event::Network(_) => false,
     }
 }

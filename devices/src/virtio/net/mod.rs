@@ -172,13 +172,18 @@ impl VirtioDevice for Net {
 
     fn process(&mut self, event: DeviceEvent) -> Result<Progress, QueueError> {
         let Some(active) = &self.active else { return Ok(Progress::Idle) };
-        let (index, more) = match event {
-            DeviceEvent::Queue(TRANSMIT) => {
-                (TRANSMIT, self.transmitter.run(active, &*self.link, self.cable.is_plugged(), &self.counters)?)
-            }
-            _ => (RECEIVE, self.receiver.run(active, &*self.link, self.cable.is_plugged(), &self.counters)?),
-        };
-        Ok(if more { Progress::Again(index) } else { Progress::Idle })
+        let (link, plugged, counters) = (&*self.link, self.cable.is_plugged(), &*self.counters);
+        // What made the link ready may as well be that it has room again.
+        let transmits = event == DeviceEvent::Queue(TRANSMIT) || self.transmitter.waits();
+        let more_to_send = transmits && self.transmitter.run(active, link, plugged, counters)?;
+        let receives = event != DeviceEvent::Queue(TRANSMIT);
+        let more_to_receive = receives && self.receiver.run(active, link, plugged, counters)?;
+        Ok(match (more_to_receive, more_to_send) {
+            // The next event of this queue sends what waits, too.
+            (true, _) => Progress::Again(RECEIVE),
+            (false, true) => Progress::Again(TRANSMIT),
+            (false, false) => Progress::Idle,
+        })
     }
 
     fn event_fds(&self) -> Vec<RawFd> {

@@ -1,7 +1,7 @@
 //! Frames of the guest: from the chains of the transmit queue to the link (virtio 1.2 §5.1.6.2).
 //!
 //! Invariant: every chain is used, whether its frame was sent or dropped; a network may lose frames, a queue no
-//! buffers.
+//! buffers. A frame for which the link has no room stays in the queue.
 
 use std::sync::atomic::Ordering;
 
@@ -18,16 +18,24 @@ const ETHERNET_HEADER_BYTES: usize = 14;
 /// The transmitting half of a card.
 pub(super) struct Transmitter {
     buffer: Box<[u8]>,
+    /// The guest may have more, and nobody will say so again.
+    waits: bool,
 }
 
 impl Default for Transmitter {
     fn default() -> Self {
-        Self { buffer: vec![0; FRAME_BYTES_MAX].into() }
+        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), waits: false }
     }
 }
 
 impl Transmitter {
-    /// Moves frames until the guest has no more or the event had its share; returns whether it is the last.
+    /// Whether it has stopped before the guest had no more frames.
+    pub(super) fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// Moves frames until the guest has no more, the link no room, or the event had its share; returns whether it is
+    /// the last.
     pub(super) fn run(
         &mut self,
         active: &Active,
@@ -35,8 +43,13 @@ impl Transmitter {
         cable_up: bool,
         counters: &NetCounters,
     ) -> Result<bool, QueueError> {
+        self.waits = false;
         let Some(queue) = active.queue(TRANSMIT) else { return Ok(false) };
         for _ in 0..FRAMES_PER_EVENT {
+            if !link.may_write() {
+                self.waits = true;
+                return Ok(false);
+            }
             let Some(chain) = queue.pop()? else { return Ok(false) };
             let bytes = chain.readable.bytes();
             let length = chain.readable.read(&active.ram, &mut self.buffer)?;
@@ -50,6 +63,7 @@ impl Transmitter {
             }
             queue.complete(&[(chain.head, 0)])?;
         }
+        self.waits = true;
         Ok(true)
     }
 }

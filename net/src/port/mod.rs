@@ -1,0 +1,274 @@
+//! A network card's place in its network: the VM's [`Cut`], its [`Switch`], and a socket to each other VM.
+//!
+//! ```text
+//! card ─ Link: read, write ─┐                ┌─ turn ─ I/O thread, when poll_fd is ready
+//!                           ├─ Cut ─ lines ──┤
+//! main loop ─ tell ─────────┘                └─ connected SOCK_SEQPACKET pairs, a packet a message
+//! ```
+//!
+//! Invariants:
+//! - One lock, never held while anything waits; what the cut says goes out under it and in its order.
+//! - A card that was refused a frame, or had none to read, is told by its descriptor when that has changed.
+//! - A link is read whether the card has a driver or not, else a VM that boots would hold up the others' cuts. While its
+//!   guest takes frames a VM reads no further ahead than [`AHEAD_BYTES`], so the senders wait for it. From a guest that
+//!   has taken none for [`PATIENCE`] nobody waits: it loses what finds its inbox full.
+//! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut.
+
+mod line;
+mod poll;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cut::{Counters, Cut, Input, Output, Setup};
+use crate::packet::{Colour, Node};
+use crate::switch::{Mac, Route, Switch};
+use crate::{Error, Link, Offloads, Result};
+use line::Line;
+use poll::Poll;
+
+/// A frame with its virtio-net header: shared by rows, inbox and log.
+pub type Frame = Arc<[u8]>;
+
+/// How much is read from links ahead of a guest that takes frames.
+pub const AHEAD_BYTES: usize = 1 << 20;
+/// How long a guest may take no frames before the others do not wait for it any more.
+pub const PATIENCE: Duration = Duration::from_millis(100);
+/// The largest packet that a guest is told of: what cards agree on otherwise is the same for all of the network.
+const MTU: u16 = 1500;
+
+/// What a port is made of.
+#[derive(Debug)]
+pub struct PortConfig {
+    /// Its name in messages.
+    pub name: String,
+    /// Which node it is, of how many, in which life.
+    pub setup: Setup,
+    /// All cards of the network, by node.
+    pub macs: Vec<Mac>,
+    /// Nodes that take part, with a connected socket to each; the others are off.
+    pub links: Vec<(Node, OwnedFd)>,
+    /// What a restore puts back, in its order.
+    pub preload: Vec<(Node, Frame)>,
+}
+
+/// What a port says to whoever owns it.
+#[derive(Debug)]
+pub enum Event {
+    /// The cut wants something done.
+    Cut(Output<Frame>),
+    /// A link is given up, since its peer breaks the rules or its socket fails.
+    Broken(Error),
+}
+
+/// A card's place in its network. Clones are the same.
+#[derive(Clone)]
+pub struct Port(Arc<Shared>);
+
+struct Shared {
+    name: String,
+    poll: Poll,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    cut: Cut<Frame>,
+    switch: Switch,
+    /// By node.
+    lines: Vec<Option<Line>>,
+    buffer: Box<[u8]>,
+    say: Box<dyn Fn(Event) + Send>,
+    /// The card wanted to send a frame, and there was no room.
+    refused: bool,
+    guest: Guest,
+    counters: Counters,
+}
+
+/// Whether the guest takes frames.
+#[derive(Debug, Default)]
+struct Guest {
+    takes: bool,
+    /// It has taken one since somebody began to look.
+    took: bool,
+    /// Somebody looks: the timer runs.
+    watched: bool,
+}
+
+impl Port {
+    /// A port with its links up, in a network whose others may have begun already. What it has to say goes to `say`,
+    /// which must not wait or call the port.
+    ///
+    /// # Errors
+    /// [`Error::Port`] if the system has no descriptors left; [`Error::Connection`] if a link is gone already.
+    pub fn open(config: PortConfig, say: impl Fn(Event) + Send + 'static) -> Result<Port> {
+        let PortConfig { name, setup, macs, links, preload } = config;
+        let poll = Poll::new().map_err(|source| Error::Port { source })?;
+        let mut cut = Cut::new(setup);
+        let mut lines: Vec<Option<Line>> = (0..setup.nodes).map(|_| None).collect();
+        for (node, socket) in links {
+            lines[node.index()] = Some(Line::open(socket, node, setup, &poll)?);
+        }
+        for (line, node) in lines.iter().zip(0..) {
+            if line.is_none() {
+                cut.absent(Node(node));
+            }
+        }
+        preload.into_iter().for_each(|(from, frame)| cut.preload(from, frame));
+        let inner = Inner {
+            cut,
+            switch: Switch::new(setup.me, &macs),
+            lines,
+            buffer: line::buffer(),
+            say: Box::new(say),
+            refused: false,
+            guest: Guest::default(),
+            counters: Counters::default(),
+        };
+        Ok(Port(Arc::new(Shared { name, poll, inner: Mutex::new(inner) })))
+    }
+
+    /// Tells the cut something that comes from elsewhere than the card or a link.
+    ///
+    /// # Errors
+    /// [`Error::Coordinator`].
+    pub fn tell(&self, input: Input<Frame>) -> Result<()> {
+        let done = self.lock().handle(input);
+        // What it has changed (markers to send, packets no longer held) is seen to on the I/O thread.
+        self.0.poll.wake();
+        done
+    }
+
+    /// Moves what can be moved between links and cut. To be called whenever [`Port::poll_fd`] is readable.
+    pub fn turn(&self) {
+        self.lock().turn(&self.0.poll);
+    }
+
+    /// Readable when there is something to do for [`Port::turn`].
+    pub fn poll_fd(&self) -> RawFd {
+        self.0.poll.as_raw_fd()
+    }
+
+    /// The colour of the VM.
+    pub fn colour(&self) -> Colour {
+        self.lock().cut.colour()
+    }
+
+    /// What has happened since it was opened.
+    pub fn counters(&self) -> Counters {
+        self.lock().counters()
+    }
+
+    /// The guest has powered off: says so to the others, behind all that waits to go out, and waits for that.
+    pub fn leave(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        // Only a commit can be refused.
+        let _ = self.tell(Input::GuestOff);
+        loop {
+            self.turn();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.lock().has_to_send() {
+                return;
+            }
+            self.0.poll.wait(left);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn handle(&mut self, input: Input<Frame>) -> Result<()> {
+        let mut outputs = Vec::new();
+        let done = self.cut.handle(input, &mut outputs);
+        outputs.into_iter().for_each(|output| (self.say)(Event::Cut(output)));
+        done
+    }
+
+    fn has_to_send(&self) -> bool {
+        let connected = self.lines.iter().zip(0..).filter(|(line, _)| line.is_some());
+        connected.into_iter().any(|(_, node)| self.cut.next_to_send(Node(node)).is_some())
+    }
+
+    fn counters(&mut self) -> Counters {
+        let Counters { held, logged, dropped, unreachable, fenced, repeated } = self.cut.take_counters();
+        let all = &mut self.counters;
+        all.held += held;
+        all.logged += logged;
+        all.dropped += dropped;
+        all.unreachable += unreachable;
+        all.fenced += fenced;
+        all.repeated += repeated;
+        *all
+    }
+
+    fn write(&mut self, frame: &[u8], poll: &Poll) -> io::Result<usize> {
+        if !self.may_write() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let route = self.switch.route(frame);
+        self.handle(Input::GuestFrame(route, frame.into())).map_err(io::Error::other)?;
+        match route {
+            Route::To(node) => self.send(node, poll),
+            Route::Everyone => self.send_all(poll),
+            Route::Nowhere => {}
+        }
+        Ok(frame.len())
+    }
+
+    fn may_write(&mut self) -> bool {
+        self.refused = !self.cut.may_pop();
+        !self.refused
+    }
+
+    fn read(&mut self, buffer: &mut [u8], poll: &Poll) -> io::Result<usize> {
+        if self.cut.next_to_deliver().is_none() {
+            self.receive_all(poll);
+        }
+        let frame = self.cut.delivered().ok_or(io::ErrorKind::WouldBlock)?;
+        self.guest.takes = true;
+        self.guest.took = true;
+        let length = frame.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&frame[..length]);
+        Ok(length)
+    }
+}
+
+impl AsRawFd for Port {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.poll.card()
+    }
+}
+
+impl Link for Port {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn mtu(&self) -> Result<u16> {
+        Ok(MTU)
+    }
+
+    /// The others' cards are as this one; what one of them can nevertheless not take, it drops.
+    fn set_offloads(&self, _: Offloads) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.lock().read(buffer, &self.0.poll)
+    }
+
+    fn may_write(&self) -> bool {
+        self.lock().may_write()
+    }
+
+    fn write(&self, frame: &[u8]) -> io::Result<usize> {
+        self.lock().write(frame, &self.0.poll)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! `ckvmm network`: VMs that are connected, and checkpointed together in one instant.
+
+use std::path::PathBuf;
+
+use super::{ExitStatus, output};
+use crate::network::control::{Verb, ask, find_state};
+use crate::network::supervisor;
+
+/// Run a network of VMs that is checkpointed in one instant
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  ckvmm network up net.json &             # starts all VMs, stays until all have ended
+  ckvmm network checkpoint                # of all in one instant; prints its directory
+  ckvmm network restore checkpoints/000001    # later, after a kill or a crash
+
+kill -USR1 of `up` makes a checkpoint, kill -USR2 makes one and stops (exit status 85), kill -TERM presses all power buttons.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: NetworkVerb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum NetworkVerb {
+    /// Boot a network and stay with it until it ends
+    Up {
+        /// The network's configuration
+        #[arg(value_name = "net.json")]
+        config: PathBuf,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Continue a network from a checkpoint, and stay with it until it ends
+    Restore {
+        /// The checkpoint's directory
+        #[arg(value_name = "CKPT")]
+        checkpoint: PathBuf,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Checkpoint all VMs in one instant, and wait until that is durable
+    Checkpoint(State),
+    /// Show the network's nodes
+    Status {
+        #[command(flatten)]
+        state: State,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Press all power buttons
+    Down(State),
+}
+
+#[derive(Debug, clap::Args)]
+struct State {
+    /// The network's directory [default: NAME.ckvmm beside net.json; of a restore, a new one; else the one that runs here]
+    #[arg(long = "state", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Args {
+    pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
+        match self.verb {
+            NetworkVerb::Up { config, state } => return Ok(supervisor::up(&config, state.dir)?),
+            NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
+            NetworkVerb::Checkpoint(state) => {
+                let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
+                output::print(dir.as_str().unwrap_or_default())?;
+            }
+            NetworkVerb::Status { state, json } => {
+                let status = ask(&find_state(state.dir)?, Verb::Status)?;
+                if json {
+                    output::print_json(&status)?;
+                } else {
+                    output::print(&table(&status))?;
+                }
+            }
+            NetworkVerb::Down(state) => drop(ask(&find_state(state.dir)?, Verb::Down)?),
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+fn table(status: &serde_json::Value) -> String {
+    let row = |node: &serde_json::Value| {
+        let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let part = &node["last_part"];
+        let number = |field: &str| part[field].as_u64().map_or_else(|| "-".into(), |number| number.to_string());
+        let pause = part["pause_us"].as_u64().map_or_else(|| "-".into(), output::time);
+        vec![
+            text(&node["name"]),
+            text(&node["state"]),
+            text(&node["pid"]).replace("null", "-"),
+            pause,
+            number("logged_frames"),
+            number("held_packets"),
+            number("dropped_frames"),
+        ]
+    };
+    let header = ["NODE", "STATE", "PID", "PAUSE", "LOGGED", "HELD", "DROPPED"];
+    output::table(&header, status["nodes"].as_array().into_iter().flatten().map(row))
+}

@@ -1,0 +1,263 @@
+//! `net.json`: a network of VMs, and what follows from it for each.
+//!
+//! ```json
+//! {
+//!   "version": 1, "name": "c", "subnet": "10.77.0.0/24",
+//!   "nodes": [ { "name": "n", "count": 4, "config": "node.json" } ],
+//!   "checkpoint": { "dir": "checkpoints", "every": "60s", "keep": 3 }
+//! }
+//! ```
+//!
+//! Each VM is called `NETWORK-NODE`, and `ckvmm console NETWORK-NODE` leads to its serial port.
+//!
+//! Invariants: node `i` has the `i+1`-th address of the subnet, and its MAC follows from that; no two nodes write to one
+//! file; names that a guest needs to know reach it through `{index}`, `{nodes}`, `{name}` and `{ip}` in the command line.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use ckvmm_net::switch::{Mac, mac_of};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::channel::DESCRIPTORS_MAX;
+use crate::api::socket::default_dir;
+use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
+
+/// Most nodes: each has a link to each other.
+const NODES_MAX: usize = 64;
+const _: () = assert!(NODES_MAX <= DESCRIPTORS_MAX);
+const VERSION: u32 = 1;
+
+/// A network, as `net.json` describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// The network's name.
+    pub name: Id,
+    /// `A.B.C.D/LENGTH`: the nodes' addresses.
+    pub subnet: String,
+    /// The nodes, in their order.
+    pub nodes: Vec<Group>,
+    /// What is to be run in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Value>,
+    /// Where checkpoints go, and when they are made.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+}
+
+/// Nodes that are alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Their name; with `count`, a number follows it.
+    pub name: Id,
+    /// How many there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u16>,
+    /// Their `vm.json`.
+    pub config: PathBuf,
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its name in the network.
+    pub name: Id,
+    /// The card that is in the network.
+    pub nic: Id,
+    /// That card's address.
+    pub mac: Mac,
+    /// The VM.
+    pub vm: VmConfig,
+}
+
+impl NetConfig {
+    /// Reads `net.json` and all that it names. Relative paths are relative to the file that has them.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a field that is missing, unknown or wrong.
+    pub fn load(path: &Path) -> Result<(NetConfig, Vec<Node>), ConfigError> {
+        let value = VmConfig::load_value(path)?;
+        let no_path = |error| ConfigError::file(path, format!("has no directory: {error}"), "give another path");
+        let path = &std::path::absolute(path).map_err(no_path)?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        let config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
+        let nodes = config.all_nodes(base)?;
+        Ok((config, nodes))
+    }
+
+    fn from_value(value: &Value, base: &Path) -> Result<NetConfig, ConfigError> {
+        let mut config: NetConfig = serde_path_to_error::deserialize(value).map_err(|error| {
+            let field = error.path().to_string();
+            ConfigError::field(field, error.inner().to_string(), "docs/network.md has an example")
+        })?;
+        if config.version != VERSION {
+            let what = format!("{} is not a version that this ckvmm reads", config.version);
+            return Err(ConfigError::field("version", what, "give 1, or use a newer ckvmm"));
+        }
+        if let Some(dir) = &mut config.checkpoint.dir {
+            *dir = base.join(&*dir);
+        }
+        Ok(config)
+    }
+
+    fn all_nodes(&self, base: &Path) -> Result<Vec<Node>, ConfigError> {
+        let mut names = Vec::new();
+        for group in &self.nodes {
+            let numbered = (0..group.count.unwrap_or(0)).map(|number| format!("{}-{number}", group.name));
+            let all = if group.count.is_some() { numbered.collect() } else { vec![group.name.to_string()] };
+            names.extend(all.into_iter().map(|name| (name, base.join(&group.config))));
+        }
+        if !(2..=NODES_MAX).contains(&names.len()) {
+            let what = format!("{} of them make no network", names.len());
+            return Err(ConfigError::field("nodes", what, format!("give from 2 to {NODES_MAX}")));
+        }
+        let count = names.len();
+        let nodes = names.into_iter().enumerate();
+        let nodes: Vec<Node> = nodes
+            .map(|(index, (name, file))| {
+                let ip = self.address(index, count)?;
+                let value = VmConfig::load_value(&file)?;
+                self.node(index, count, name, ip, value, &file).map_err(|error| error.in_file(&file))
+            })
+            .collect::<Result<_, _>>()?;
+        no_shared_writes(&nodes)?;
+        Ok(nodes)
+    }
+
+    /// The address of node `index` of `count`: neither the network's own nor the one for all.
+    fn address(&self, index: usize, count: usize) -> Result<Ipv4Addr, ConfigError> {
+        let wrong = || {
+            let what = format!("{:?} does not hold {count} nodes", self.subnet);
+            ConfigError::field("subnet", what, "give an IPv4 subnet like \"10.77.0.0/24\"")
+        };
+        let (base, length) = self.subnet.split_once('/').ok_or_else(wrong)?;
+        let base: Ipv4Addr = base.parse().map_err(|_| wrong())?;
+        let length: u32 = length.parse().ok().filter(|length| (8..=30).contains(length)).ok_or_else(wrong)?;
+        let hosts = (1_u32 << (32 - length)) - 1;
+        if u32::from(base) & hosts != 0 || count as u32 >= hosts {
+            return Err(wrong());
+        }
+        Ok(Ipv4Addr::from(u32::from(base) + 1 + index as u32))
+    }
+
+    /// What the common configuration becomes for one node.
+    fn node(
+        &self,
+        index: usize,
+        count: usize,
+        name: String,
+        ip: Ipv4Addr,
+        mut value: Value,
+        file: &Path,
+    ) -> Result<Node, ConfigError> {
+        let mac = mac_of(ip);
+        let nic = plug(&mut value, mac)?;
+        let vm = format!("{}-{name}", self.name);
+        value["serial"] = json!({ "socket": console(&vm) });
+        value["name"] = vm.into();
+        // Where and when is the network's matter.
+        if let Some(checkpoint) = value.get_mut("checkpoint").and_then(Value::as_object_mut) {
+            checkpoint.retain(|field, _| field == "mode");
+        }
+        if let Some(line) = value["kernel"]["cmdline"].as_str() {
+            let line = line.replace("{index}", &index.to_string()).replace("{nodes}", &count.to_string());
+            value["kernel"]["cmdline"] = line.replace("{name}", &name).replace("{ip}", &ip.to_string()).into();
+        }
+        let wrong = |what: String| ConfigError::field("name", what, "give the nodes shorter names");
+        let name = name.parse().map_err(wrong)?;
+        let nic = nic.parse().map_err(wrong)?;
+        let vm = VmConfig::from_value(value, file.parent().unwrap_or(Path::new("")))?;
+        Ok(Node { name, nic, mac, vm })
+    }
+}
+
+/// Where the console of the VM called `vm` is: a short path, whatever the state directory is.
+pub fn console(vm: &str) -> PathBuf {
+    default_dir().join(format!("{vm}.console"))
+}
+
+/// Plugs the one card that has no uplink into the network; a VM without cards gets one.
+fn plug(value: &mut Value, mac: Mac) -> Result<String, ConfigError> {
+    if value["nics"].as_array().is_none_or(Vec::is_empty) {
+        value["nics"] = json!([{ "id": "eth0" }]);
+    }
+    let nics = value["nics"].as_array_mut().expect("it was made one");
+    let mut free = nics.iter_mut().filter(|nic| nic.is_object() && nic["uplink"].is_null());
+    let (Some(nic), None) = (free.next(), free.next()) else {
+        let what = "not exactly one card is without an uplink";
+        return Err(ConfigError::field("nics", what, "leave the uplink of one card away: that one is in the network"));
+    };
+    nic["uplink"] = serde_json::to_value(Uplink::Network).expect("it is a name");
+    nic["mac"] = MacAddr(mac).to_string().into();
+    Ok(nic["id"].as_str().unwrap_or_default().to_owned())
+}
+
+/// A file that one node writes in place belongs to it alone.
+fn no_shared_writes(nodes: &[Node]) -> Result<(), ConfigError> {
+    let mut writers = BTreeMap::new();
+    let disks = || nodes.iter().flat_map(|node| node.vm.disks.iter().map(move |disk| (node, disk)));
+    for (node, disk) in disks().filter(|(_, disk)| disk.mode == DiskMode::Direct) {
+        writers.insert(&disk.path, &node.name);
+    }
+    let shared = disks().find(|(node, disk)| writers.get(&disk.path).is_some_and(|writer| **writer != node.name));
+    shared.map_or(Ok(()), |(node, disk)| {
+        let what = format!("{} is written by more than one node, {} too", disk.path.display(), node.name);
+        Err(ConfigError::field(format!("disks.{}.mode", disk.id), what, "use \"private\""))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(more: Value, node: Value) -> Result<(NetConfig, Vec<Node>), ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut net = json!({
+            "version": 1, "name": "c", "subnet": "10.77.0.0/24",
+            "nodes": [{ "name": "n", "count": 3, "config": "node.json" }],
+        });
+        net.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut vm =
+            json!({ "version": 1, "name": "any", "kernel": { "image": "k", "cmdline": "me={index}/{nodes} {ip}" } });
+        vm.as_object_mut().unwrap().extend(node.as_object().unwrap().clone());
+        std::fs::write(dir.path().join("net.json"), net.to_string()).unwrap();
+        std::fs::write(dir.path().join("node.json"), vm.to_string()).unwrap();
+        NetConfig::load(&dir.path().join("net.json"))
+    }
+
+    fn refused(more: Value, node: Value, named: &str) {
+        let error = network(more, node).unwrap_err().to_string();
+        assert!(error.contains(named) && error.contains("; "), "{error}");
+    }
+
+    #[test]
+    fn what_a_node_is_called_follows_from_its_place() {
+        let checkpoint = json!({ "dir": "x", "every": "5s", "mode": "stop" });
+        let (_, nodes) = network(json!({}), json!({ "checkpoint": checkpoint, "serial": "stdio" })).unwrap();
+        assert_eq!(nodes.iter().map(|node| &*node.name).collect::<Vec<_>>(), ["n-0", "n-1", "n-2"]);
+        let last = &nodes[2];
+        assert_eq!((last.mac, &*last.nic, &*last.vm.name), ([2, 0, 10, 77, 0, 3], "eth0", "c-n-2"));
+        assert_eq!(last.vm.nics[0].mac, Some(MacAddr(last.mac)));
+        assert_eq!(last.vm.kernel.cmdline.as_deref(), Some("me=2/3 10.77.0.3"));
+        assert_eq!((last.vm.checkpoint.every, &last.vm.checkpoint.dir), (None, &None));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        refused(json!({ "version": 2 }), json!({}), "version");
+        refused(json!({ "colour": 1 }), json!({}), "colour");
+        refused(json!({ "subnet": "10.77.0.0/30" }), json!({}), "subnet");
+        refused(json!({ "subnet": "10.77.0.1/24" }), json!({}), "subnet");
+        refused(json!({ "nodes": [{ "name": "n", "config": "node.json" }] }), json!({}), "nodes");
+        refused(json!({}), json!({ "nics": [{ "id": "a" }, { "id": "b" }] }), "nics");
+        refused(json!({}), json!({ "nics": [{ "id": "a", "uplink": { "tap": "t" } }] }), "nics");
+        let disks = json!([{ "id": "root", "path": "/d", "mode": "direct" }]);
+        refused(json!({}), json!({ "disks": disks }), "disks.root.mode");
+    }
+}

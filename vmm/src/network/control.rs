@@ -1,0 +1,107 @@
+//! How `ckvmm network checkpoint`, `status` and `down` reach the supervisor: a socket in its state directory, a line of
+//! JSON each way.
+//!
+//! Invariant: a client that says nothing, or too much, costs a thread and no more.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
+use anyhow::{Context as _, anyhow};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::supervisor::Event;
+use crate::error::{Error, Result};
+
+const SOCKET: &str = "control.sock";
+/// Longest question, bytes.
+const QUESTION_MAX: u64 = 4096;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    /// Make a checkpoint; the answer is its directory.
+    Checkpoint,
+    /// How is everybody?
+    Status,
+    /// Press all power buttons.
+    Down,
+}
+
+/// The answer: a value, or the line of an error.
+pub type Answer = std::result::Result<Value, String>;
+
+/// Listens in the state directory `state`.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn listen(state: &Path, events: &Sender<Event>) -> Result<()> {
+    let failed = |source| Error::Io { path: state.join(SOCKET), what: "cannot be listened on", source };
+    let _ = fs::remove_file(state.join(SOCKET));
+    let listener = at(state, |path| UnixListener::bind(path)).map_err(failed)?;
+    let events = events.clone();
+    let serve = move || {
+        for client in listener.incoming().filter_map(io::Result::ok) {
+            let events = events.clone();
+            // A client that cannot be served is gone when this is.
+            let _ = thread::Builder::new().spawn(move || answer(&client, &events));
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(serve).map_err(Error::os("starting a thread"))?;
+    Ok(())
+}
+
+fn answer(mut client: &UnixStream, events: &Sender<Event>) -> Option<()> {
+    let mut line = String::new();
+    BufReader::new(client.take(QUESTION_MAX)).read_line(&mut line).ok()?;
+    let verb: Verb = serde_json::from_str(&line).ok()?;
+    let (reply, answer) = mpsc::channel();
+    events.send(Event::Asked(verb, reply)).ok()?;
+    let answer: Answer = answer.recv().unwrap_or_else(|_| Err("the network is ending; there is no answer".into()));
+    let mut line = serde_json::to_vec(&answer).ok()?;
+    line.push(b'\n');
+    client.write_all(&line).ok()
+}
+
+/// Asks the supervisor whose state is in `state`.
+///
+/// # Errors
+/// There is none, or it says no.
+pub fn ask(state: &Path, verb: Verb) -> anyhow::Result<Value> {
+    let nobody = || format!("{}: no network runs there; start one with `ckvmm network up`", state.display());
+    let mut stream = at(state, |path| UnixStream::connect(path)).with_context(nobody)?;
+    writeln!(stream, "{}", serde_json::to_string(&verb)?)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let answer: Answer = serde_json::from_str(&line).with_context(nobody)?;
+    answer.map_err(|line| anyhow!(line))
+}
+
+/// The state directory of the one network that runs from the current directory.
+///
+/// # Errors
+/// There is none, or there are several.
+pub fn find_state(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(given) = given {
+        return Ok(given);
+    }
+    let names = fs::read_dir(".").context("the current directory: cannot be listed; give --state")?;
+    let dirs = names.filter_map(|entry| Some(entry.ok()?.path()));
+    let running: Vec<_> = dirs.filter(|dir| at(dir, |path| UnixStream::connect(path)).is_ok()).collect();
+    match <[PathBuf; 1]>::try_from(running) {
+        Ok([one]) => Ok(one),
+        Err(several) => Err(anyhow!("{} networks run from here; give --state DIR", several.len())),
+    }
+}
+
+/// A socket's address is short; a path by way of an open directory is, too.
+fn at<T>(state: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let dir = File::open(state)?;
+    make(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(SOCKET))
+}

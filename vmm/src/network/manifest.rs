@@ -1,0 +1,117 @@
+//! `manifest.json` of a network's checkpoint: which VMs it is of, and the digests of their manifests.
+//!
+//! Invariants: it is written once, and that is the commit. What it lists was whole and on the disk before; through the
+//! digests a changed byte in any node's manifest is seen, and through that one in any of its files.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use ckvmm_snapshot::Digest;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::message::Part;
+use crate::config::{CheckpointConfig, Id};
+
+/// Its name.
+pub const NAME: &str = "manifest.json";
+/// Largest manifest, bytes, of a network or a node.
+const BYTES_MAX: u64 = 4 << 20;
+const FORMAT: &str = "ckvmm-network";
+const VERSION: u32 = 1;
+
+/// What a checkpoint of a network says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// That it is one.
+    pub format: String,
+    /// Version of this format.
+    pub version: u32,
+    /// The network's name.
+    pub name: Id,
+    /// Its life: a restore begins another.
+    pub lineage: Uuid,
+    /// The number of that life.
+    pub incarnation: u64,
+    /// The number of the cut in that life.
+    pub cut: u64,
+    /// When it was committed.
+    pub created: Timestamp,
+    /// Where and when checkpoints are made.
+    pub checkpoint: CheckpointConfig,
+    /// All nodes, in their order.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// A node of a network's checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Its name, which its directory has too.
+    pub name: Id,
+    /// The card that is in the network.
+    pub nic: Id,
+    /// That card's address.
+    pub mac: [u8; 6],
+    /// What there is of it; absent: its guest was off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<PartEntry>,
+}
+
+/// A node's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// Digest of its manifest.
+    pub digest: String,
+    /// What it said of it.
+    #[serde(flatten)]
+    pub part: Part,
+}
+
+impl Manifest {
+    /// A manifest of this version.
+    pub fn format() -> (String, u32) {
+        (FORMAT.to_owned(), VERSION)
+    }
+
+    /// Reads the manifest of the checkpoint `dir`, and compares with it the manifests of its nodes.
+    ///
+    /// # Errors
+    /// It is none, of another version, or something has changed; each names the file.
+    pub fn load(dir: &Path) -> anyhow::Result<Manifest> {
+        let path = dir.join(NAME);
+        let shown = path.display();
+        let bytes = read(&path)
+            .with_context(|| format!("{}: no checkpoint of a network; name one like STORE/000001", dir.display()))?;
+        let manifest: Manifest = serde_json::from_slice(&bytes)
+            .ok()
+            .filter(|manifest: &Manifest| manifest.format == FORMAT)
+            .with_context(|| format!("{shown}: not of a network; `ckvmm restore` restores a single VM"))?;
+        if manifest.version != VERSION {
+            bail!("{shown}: version {}, this ckvmm reads {VERSION}; use a newer ckvmm", manifest.version);
+        }
+        for node in &manifest.nodes {
+            let Some(part) = &node.part else { continue };
+            let path = dir.join(&*node.name).join(NAME);
+            let found = digest(&path).with_context(|| format!("{}: cannot be read; use a copy", path.display()))?;
+            ensure!(found == part.digest, "{}: changed after it was committed; use a copy", path.display());
+        }
+        Ok(manifest)
+    }
+}
+
+/// The digest of a node's manifest.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn digest(path: &Path) -> std::io::Result<String> {
+    Ok(Digest::of(&read(path)?).to_string())
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

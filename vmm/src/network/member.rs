@@ -1,0 +1,178 @@
+//! A VMM as a member of a network: its place, its port, and its part in the cut that is being made.
+//!
+//! Invariant: at most one cut is open here, and its log goes to whoever finishes its image; if that comes to nothing,
+//! the other end of the way is closed, so nobody waits for a log that does not come.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use ckvmm_net::cut::{Input, Limits, Setup};
+use ckvmm_net::port::{self, Frame, PortConfig};
+use ckvmm_net::{Colour, Incarnation, Node, Port, log};
+use ckvmm_snapshot::Image;
+
+use super::channel::Channel;
+use super::message::{FromMember, Part, Place, ToMember};
+use crate::config::Id;
+use crate::error::{Error, Result};
+use crate::host::terminal::say;
+
+/// How long a guest that is off waits for its last frames to go out.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was under way at a cut, in order.
+pub type Log = Vec<(Node, Frame)>;
+
+/// What comes from the network to the main loop.
+#[derive(Debug)]
+pub enum Event {
+    /// The supervisor has said something.
+    Told(ToMember),
+    /// The port has.
+    Port(port::Event),
+    /// The supervisor is gone.
+    Alone,
+}
+
+/// A place in a network, with links, that nobody has taken yet.
+#[derive(Debug)]
+pub struct Invitation {
+    channel: Channel,
+    place: Place,
+    links: Vec<OwnedFd>,
+}
+
+/// A member.
+pub struct Member {
+    channel: Arc<Channel>,
+    /// Its place.
+    pub place: Place,
+    /// Its card's link.
+    pub port: Port,
+    open: Option<Open>,
+    /// A cut to be taken when the one before it has gone.
+    pub next: Option<Colour>,
+    part: Part,
+}
+
+struct Open {
+    cut: Colour,
+    /// To whoever finishes the image.
+    log: mpsc::Sender<Log>,
+}
+
+impl Invitation {
+    /// What the supervisor has to say first, over standard input.
+    ///
+    /// # Errors
+    /// There is no supervisor.
+    pub fn receive() -> Result<Invitation> {
+        let nobody = |source| Error::Os { what: "hearing from the network's supervisor", source };
+        let channel = Channel::of_member().map_err(nobody)?;
+        match channel.receive().map_err(nobody)? {
+            Some((ToMember::Place(place), links)) if place.peers.len() == links.len() => {
+                Ok(Invitation { channel, place: *place, links })
+            }
+            _ => Err(nobody(std::io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Takes the place. Frames that were under way at the cut of `image` come first. What happens goes to `events`.
+    ///
+    /// # Errors
+    /// The image's frames cannot be read, or a link is gone.
+    pub fn accept(self, image: Option<&Image>, events: impl Fn(Event) + Clone + Send + 'static) -> Result<Member> {
+        let Invitation { channel, place, links } = self;
+        let nodes = place.macs.len() as u16;
+        let logged = image.map(|image| image.network(&place.nic)).transpose()?.flatten();
+        let preload = logged.map(|bytes| log::decode(&bytes, nodes)).transpose()?.unwrap_or_default();
+        let incarnation = Incarnation(place.incarnation);
+        let config = PortConfig {
+            name: place.nic.to_string(),
+            setup: Setup { me: Node(place.me), nodes, incarnation, limits: Limits::default() },
+            macs: place.macs.clone(),
+            links: place.peers.iter().map(|node| Node(*node)).zip(links).collect(),
+            preload,
+        };
+        let say = events.clone();
+        let port = Port::open(config, move |event| say(Event::Port(event)))?;
+        let channel = Arc::new(channel);
+        let listener = Arc::clone(&channel);
+        let listen = move || {
+            while let Ok(Some((message, _))) = listener.receive() {
+                events(Event::Told(message));
+            }
+            events(Event::Alone);
+        };
+        thread::Builder::new().name("network".into()).spawn(listen).map_err(Error::os("starting a thread"))?;
+        Ok(Member { channel, place, port, open: None, next: None, part: Part::default() })
+    }
+}
+
+impl Member {
+    /// Says something to the supervisor. It may be gone: the VM runs on.
+    pub fn say(&self, message: &FromMember) {
+        let _ = self.channel.send(message, &[]);
+    }
+
+    /// Tells the cut something.
+    pub fn tell(&self, input: Input<Frame>) {
+        if let Err(error) = self.port.tell(input) {
+            say(&error.to_string());
+        }
+    }
+
+    /// A cut is taken; its log will come over what this returns.
+    pub fn opened(&mut self, cut: Colour) -> (Id, mpsc::Receiver<Log>) {
+        let (log, receiver) = mpsc::channel();
+        self.open = Some(Open { cut, log });
+        (self.place.nic.clone(), receiver)
+    }
+
+    /// All that was under way is known.
+    pub fn closed(&mut self, cut: Colour, log: Log) {
+        if let Some(open) = self.open.as_ref().filter(|open| open.cut == cut) {
+            self.part.logged_frames = log.len() as u64;
+            // One that has been given up needs no log.
+            drop(open.log.send(log));
+        }
+    }
+
+    /// The image of the cut is not wanted; `true` if somebody is at work on it.
+    pub fn discard(&mut self, cut: Colour) -> bool {
+        self.open.take_if(|open| open.cut == cut).is_some()
+    }
+
+    /// The image of the open cut is made, or not.
+    pub fn finished(&mut self, made: std::result::Result<Part, String>) {
+        let Some(Open { cut, log: _ }) = self.open.take() else { return };
+        match made {
+            Ok(part) => {
+                self.part = Part { logged_frames: self.part.logged_frames, ..part };
+                self.tell(Input::ImageDurable(cut));
+            }
+            Err(why) => self.tell(Input::CutFailed(cut, why)),
+        }
+    }
+
+    /// Reports that this VM's part of the cut is whole.
+    pub fn prepared(&self, cut: Colour) {
+        let counters = self.port.counters();
+        let part = Part { held_packets: counters.held, dropped_frames: counters.dropped, ..self.part };
+        self.say(&FromMember::Prepared(cut.0, part));
+    }
+
+    /// The guest is off: what waits goes out, and the others go on without it.
+    pub fn leave(&mut self) {
+        self.port.leave(PATIENCE);
+        self.say(&FromMember::Left(self.port.colour().0));
+    }
+
+    /// Where this VM's part of a cut goes.
+    pub fn directory(&self, cut: Colour) -> impl AsRef<Path> {
+        self.place.directory(cut)
+    }
+}

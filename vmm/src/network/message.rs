@@ -1,0 +1,93 @@
+//! What supervisor and members say to each other, as JSON, a message each.
+
+use std::path::PathBuf;
+
+use ckvmm_net::{Colour, coordinator};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Id;
+
+/// Which place a VM has in its network. Its links come with it, in the order of `peers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The number of the node.
+    pub me: u16,
+    /// The network's life.
+    pub incarnation: u64,
+    /// The card that is in the network.
+    pub nic: Id,
+    /// All cards of the network, by node.
+    pub macs: Vec<[u8; 6]>,
+    /// The nodes that there are links to.
+    pub peers: Vec<u16>,
+    /// The directory of the network's checkpoints.
+    pub store: PathBuf,
+    /// The number of the checkpoint in it that comes before the first cut.
+    pub before: u64,
+    /// What this VM's part of a checkpoint is called.
+    pub node: Id,
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToMember {
+    /// The first message, with the links.
+    Place(Box<Place>),
+    /// All are ready: run.
+    Go,
+    /// Take this cut.
+    Cut(u64),
+    /// It is a checkpoint.
+    Committed(u64),
+    /// It is none.
+    Aborted(u64),
+}
+
+/// From a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromMember {
+    /// It has its machine, its links and its preloaded frames.
+    Ready,
+    /// Its part of this cut is whole and on the disk.
+    Prepared(u64, Part),
+    /// It has no part in this cut to give.
+    Failed(u64, String),
+    /// Its guest is off, and it had this colour.
+    Left(u64),
+}
+
+/// A member's part of a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Bytes of RAM that were written.
+    pub written_bytes: u64,
+    /// How long the guest stood still.
+    pub pause_us: u64,
+    /// Frames that were under way to it at the cut.
+    pub logged_frames: u64,
+    /// Packets so far that were held until a cut was taken.
+    pub held_packets: u64,
+    /// Frames so far that found its guest's queue full.
+    pub dropped_frames: u64,
+}
+
+impl Place {
+    /// Where this VM's part of a cut goes.
+    pub fn directory(&self, cut: Colour) -> PathBuf {
+        super::store::directory(&self.store, self.before, cut).join(&*self.node)
+    }
+}
+
+impl From<coordinator::ToMember> for ToMember {
+    fn from(message: coordinator::ToMember) -> Self {
+        match message {
+            coordinator::ToMember::Go => ToMember::Go,
+            coordinator::ToMember::Cut(cut) => ToMember::Cut(cut.0),
+            coordinator::ToMember::Committed(cut) => ToMember::Committed(cut.0),
+            coordinator::ToMember::Aborted(cut) => ToMember::Aborted(cut.0),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! A network of VMs on one host: its supervisor, and what makes a VMM a member of it.
+//!
+//! ```text
+//!  ckvmm network ──────── control.sock ──▶ supervisor: Coordinator, store
+//!                                            │ Channel to each
+//!          member ◀──────────────────────────┴─────────────────────▶ member
+//!      Port, machine ◀───── link: a connected pair of sockets ────▶ Port, machine
+//! ```
+//!
+//! Invariants: frames do not go through the supervisor, and VMs run on without it. A member is started only by the
+//! supervisor, which gives it its channel as standard input and its links over that.
+
+pub mod channel;
+pub mod config;
+pub mod control;
+pub mod manifest;
+pub mod member;
+pub mod message;
+pub mod store;
+pub mod supervisor;

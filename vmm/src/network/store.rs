@@ -1,0 +1,201 @@
+//! The directory of a network's checkpoints.
+//!
+//! ```text
+//! STORE/000042/            made when the cut is begun: the intent
+//!     NODE/                a node's image, whole
+//!     manifest.json        written once: the commit; or "ABORT" and the reason, until it is swept
+//! STORE/.network.lock      held by the supervisor that makes checkpoints here
+//! ```
+//!
+//! Invariants: a directory is begun by one coordinator, and of all who decide about it one does, see [`write_once`]. A
+//! number is not used again. What is not committed is swept by the next supervisor, which holds the lock.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use ckvmm_net::Colour;
+use ckvmm_net::coordinator::Decision;
+use ckvmm_snapshot::{Store, write_once};
+use uuid::Uuid;
+
+use super::manifest::{Manifest, NAME};
+use crate::error::{Error, Result};
+use crate::host::terminal::say;
+
+const ABORT: &str = "ABORT";
+const LOCK: &str = ".network.lock";
+
+/// A store that this process has for itself.
+#[derive(Debug)]
+pub struct NetStore {
+    path: PathBuf,
+    /// The number of the checkpoint before the first cut.
+    before: u64,
+    _lock: File,
+}
+
+/// Where the parts of a cut are.
+pub fn directory(store: &Path, before: u64, cut: Colour) -> PathBuf {
+    store.join(format!("{:06}", before + cut.0))
+}
+
+impl NetStore {
+    /// Opens the store, makes it if it is not there, and removes what is not committed.
+    ///
+    /// # Errors
+    /// It cannot be made, read or written, or another supervisor has it.
+    pub fn open(path: &Path) -> Result<NetStore> {
+        let failed =
+            |source| io_error(path, "cannot hold checkpoints; mend that, or give another checkpoint.dir", source);
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let lock = lock(&path.join(LOCK))?;
+        let store = NetStore { path: path.into(), before: 0, _lock: lock };
+        let numbers = store.numbers().map_err(failed)?;
+        for number in &numbers {
+            let dir = store.path.join(format!("{number:06}"));
+            if !is_committed(&dir) {
+                remove(&dir);
+            }
+        }
+        if let Err(error) = Store::new(path).sweep_staging() {
+            say(&format!("what unfinished checkpoints left cannot be removed: {error}"));
+        }
+        let before = numbers.last().copied().unwrap_or(0);
+        Ok(NetStore { before, ..store })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of the checkpoint before the first cut.
+    pub fn before(&self) -> u64 {
+        self.before
+    }
+
+    /// Where the parts of a cut are.
+    pub fn directory(&self, cut: Colour) -> PathBuf {
+        directory(&self.path, self.before, cut)
+    }
+
+    /// Records that a cut is begun, durably; `false` if somebody else has.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub fn begin(&self, cut: Colour) -> Result<bool> {
+        let dir = self.directory(cut);
+        let failed = |source| io_error(&dir, "cannot be made; make room, or mend the file system", source);
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            other => other.map_err(failed)?,
+        }
+        File::open(&self.path).and_then(|store| store.sync_all()).map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Commits a cut, unless it is aborted; says what is decided.
+    ///
+    /// # Errors
+    /// It may be decided or not.
+    pub fn commit(&self, cut: Colour, manifest: &Manifest) -> Result<Decision> {
+        let dir = self.directory(cut);
+        let bytes = serde_json::to_vec_pretty(manifest).expect("every path is UTF-8, and nothing else can fail");
+        // The names of the parts, before what says that they are there.
+        let sync = File::open(&dir).and_then(|dir| dir.sync_all());
+        sync.map_err(|source| io_error(&dir, "cannot be made durable; mend the file system", source))?;
+        let decided = self.decide(&dir, &bytes, Decision::Commit)?;
+        if decided == Decision::Commit {
+            self.point_latest_at(&dir);
+        }
+        Ok(decided)
+    }
+
+    /// Aborts a cut, unless it is committed; says what is decided. What there is of an aborted one goes.
+    ///
+    /// # Errors
+    /// It may be decided or not.
+    pub fn abort(&self, cut: Colour, reason: &str) -> Result<Decision> {
+        let dir = self.directory(cut);
+        let decided = self.decide(&dir, format!("{ABORT} {reason}\n").as_bytes(), Decision::Abort)?;
+        if decided == Decision::Abort {
+            remove(&dir);
+        }
+        Ok(decided)
+    }
+
+    /// Removes the oldest checkpoints of the network `name` beyond the newest `keep`.
+    pub fn prune(&self, name: &str, keep: usize) {
+        let numbers = self.numbers().unwrap_or_default().into_iter();
+        let dirs = numbers.map(|number| self.path.join(format!("{number:06}")));
+        let ours = |dir: &PathBuf| Manifest::load(dir).is_ok_and(|manifest| *manifest.name == *name);
+        let ours: Vec<PathBuf> = dirs.filter(ours).collect();
+        ours.iter().take(ours.len().saturating_sub(keep)).for_each(|dir| remove(dir));
+    }
+
+    fn decide(&self, dir: &Path, bytes: &[u8], wish: Decision) -> Result<Decision> {
+        let path = dir.join(NAME);
+        if write_once(&path, bytes)? {
+            return Ok(wish);
+        }
+        let there =
+            fs::read(&path).map_err(|source| io_error(&path, "cannot be read; mend the file system", source))?;
+        Ok(if there.starts_with(ABORT.as_bytes()) { Decision::Abort } else { Decision::Commit })
+    }
+
+    /// All numbers in use, in order.
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if name.len() >= 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
+                numbers.extend(name.parse::<u64>().ok());
+            }
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Only a hint: that it cannot be made is no matter.
+    fn point_latest_at(&self, dir: &Path) {
+        let temporary = self.path.join(format!(".latest-{}", Uuid::new_v4()));
+        if symlink(dir.file_name().unwrap_or_default(), &temporary).is_ok() {
+            let _ = fs::rename(&temporary, self.path.join("latest"));
+        }
+    }
+}
+
+/// Takes the lock that is the file `path`.
+///
+/// # Errors
+/// It cannot be made, or somebody else holds it.
+pub fn lock(path: &Path) -> Result<File> {
+    let failed =
+        |source| io_error(path, "cannot be locked; stop the network that uses it, or use another directory", source);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(failed(ErrorKind::WouldBlock.into())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// A single VM's checkpoint, which may be here too, is committed in the same way.
+fn is_committed(dir: &Path) -> bool {
+    fs::read(dir.join(NAME)).is_ok_and(|bytes| !bytes.is_empty() && !bytes.starts_with(ABORT.as_bytes()))
+}
+
+/// Removes a checkpoint; it is whole or has a name that is swept. What cannot be removed now is swept at the next start.
+fn remove(dir: &Path) {
+    let doomed = dir.with_file_name(format!(".STAGING-{}", Uuid::new_v4()));
+    if fs::rename(dir, &doomed).is_ok() {
+        let _ = fs::remove_dir_all(&doomed);
+    }
+}
+
+fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {
+    Error::Io { path: path.into(), what, source }
+}

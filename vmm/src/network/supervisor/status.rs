@@ -1,0 +1,67 @@
+//! What a supervisor shows of its network.
+
+use ckvmm_net::coordinator::Member;
+use serde_json::{Value, json};
+
+use super::{Seat, Supervisor};
+use crate::cli::ExitStatus;
+
+impl Supervisor {
+    /// How the network ended.
+    pub(super) fn status(&self) -> ExitStatus {
+        if self.stopped {
+            return ExitStatus::Checkpointed;
+        }
+        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended);
+        if ended().all(|ended| ended.success()) {
+            ExitStatus::Success
+        } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed as i32)) {
+            ExitStatus::GuestCrashed
+        } else {
+            ExitStatus::Failed
+        }
+    }
+
+    /// As `ckvmm network status --json` prints it.
+    pub(super) fn show(&self) -> Value {
+        let nodes = self.seats.iter().zip(self.coordinator.members());
+        let nodes: Vec<Value> = nodes.map(|(seat, member)| show(seat, *member)).collect();
+        json!({
+            "name": self.name,
+            "pid": std::process::id(),
+            "started": self.started,
+            "incarnation": self.incarnation,
+            "store": self.store.path(),
+            "last_checkpoint": self.last.map(|cut| self.store.directory(cut)),
+            "nodes": nodes,
+        })
+    }
+
+    /// The parts of the last cut, in words.
+    pub(super) fn parts(&self) -> String {
+        let parts = || self.seats.iter().filter_map(|seat| seat.part);
+        let pause = parts().map(|part| part.pause_us).max().unwrap_or(0);
+        let sum = |count: fn(&super::Part) -> u64| parts().map(|part| count(&part)).sum::<u64>();
+        format!(
+            "{} VMs, {} MiB of RAM, each paused {:.1} ms at most, {} frames under way",
+            parts().count(),
+            sum(|part| part.written_bytes) >> 20,
+            pause as f64 / 1000.0,
+            sum(|part| part.logged_frames),
+        )
+    }
+}
+
+fn show(seat: &Seat, member: Member) -> Value {
+    let state = match member {
+        Member::On => "on",
+        Member::Off => "off",
+        Member::Lost => "lost",
+    };
+    json!({
+        "name": seat.name,
+        "state": state,
+        "pid": seat.process.as_ref().map(|process| process.pid.as_raw()),
+        "last_part": seat.part,
+    })
+}

@@ -1,0 +1,126 @@
+//! A VM's part in its network, in the main loop: what the supervisor and the port say, and what follows for the machine.
+
+use ckvmm_net::Colour;
+use ckvmm_net::cut::{Input, Output};
+use ckvmm_net::port;
+
+use super::{
+    checkpoints::Wanted,
+    finisher::{Finished, Unfinished},
+    main_loop::{Life, Next},
+};
+use crate::{
+    config::CheckpointMode,
+    control::VmState,
+    error::Result,
+    host::terminal::say,
+    network::{
+        member::{Event, Member},
+        message::{FromMember, Part, ToMember},
+    },
+    operations::{Asker, Running},
+};
+
+impl Life<'_> {
+    /// What comes of an event of the network.
+    pub(super) fn network(&mut self, event: Event) -> Result<Next> {
+        let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
+        match event {
+            Event::Told(ToMember::Go) => {
+                self.machine.resume()?;
+                self.session.shared.set_state(VmState::Running);
+            }
+            Event::Told(ToMember::Cut(cut)) => member.tell(Input::CutRequested(Colour(cut))),
+            Event::Told(ToMember::Committed(cut)) => member.tell(Input::Committed(Colour(cut))),
+            Event::Told(ToMember::Aborted(cut)) => member.tell(Input::Aborted(Colour(cut))),
+            Event::Told(ToMember::Place(_)) => {}
+            Event::Port(port::Event::Cut(output)) => return self.cut(output),
+            Event::Port(port::Event::Broken(error)) => say(&error.to_string()),
+            Event::Alone => {
+                say("the network's supervisor has ended; the VM runs on, without checkpoints of the network")
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    fn cut(&mut self, output: Output<port::Frame>) -> Result<Next> {
+        let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
+        match output {
+            Output::TakeCut(cut) if self.session.writing => member.next = Some(cut),
+            Output::TakeCut(cut) => return self.take_cut(cut),
+            Output::LinksClosed { cut, log } => member.closed(cut, log),
+            Output::Prepared(cut) => member.prepared(cut),
+            Output::Failed(cut, why) => member.say(&FromMember::Failed(cut.0, why.to_string())),
+            // What is made already goes with the others' parts.
+            Output::Discard(cut) => {
+                if member.discard(cut) {
+                    self.session.shared.operations().cancel_running();
+                }
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    /// Takes the cut that had to wait for the end of another image.
+    pub(super) fn take_next_cut(&mut self) -> Result<Next> {
+        match self.session.network.as_mut().and_then(|member| member.next.take()) {
+            Some(cut) => self.take_cut(cut),
+            None => Ok(Next::Continue),
+        }
+    }
+
+    fn take_cut(&mut self, cut: Colour) -> Result<Next> {
+        let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
+        if cut <= member.port.colour() {
+            // It was aborted meanwhile.
+            return Ok(Next::Continue);
+        }
+        let operation = match self.session.shared.operations().begin(Asker::Signal) {
+            Ok(operation) => operation,
+            Err(error) => {
+                member.tell(Input::CutFailed(cut, error.to_string()));
+                return Ok(Next::Continue);
+            }
+        };
+        let dir = Some(member.directory(cut).as_ref().to_path_buf());
+        let log = member.opened(cut);
+        let port = member.port.clone();
+        let taken = move || {
+            // Only a commit can be refused.
+            let _ = port.tell(Input::CutTaken(cut));
+        };
+        let wanted = Wanted { dir, mode: CheckpointMode::Auto, full: false, stop: false };
+        match self.begin(&operation, wanted, taken) {
+            Ok(begun) => {
+                let verification = self.session.verification.clone();
+                self.session.writing = true;
+                let unfinished = Unfinished { begun, operation, in_store: false, verification, log: Some(log) };
+                self.session.finisher.finish(unfinished);
+                Ok(Next::Continue)
+            }
+            Err(error) => self.checkpointed(Finished::failed(operation, false, error)),
+        }
+    }
+
+    /// A VM of a network is captured with all of it, or not at all.
+    pub(super) fn refuses_alone(&self, operation: Option<Running>) -> bool {
+        let refuses = self.session.network.is_some();
+        if refuses {
+            let line = "checkpoint: this VM is part of a network; use `ckvmm network checkpoint`";
+            match operation {
+                Some(operation) => operation.fail(line),
+                None => say(line),
+            }
+        }
+        refuses
+    }
+}
+
+/// Tells the member, if the VM is one, what has become of its image.
+pub(super) fn finished(member: Option<&mut Member>, Finished { made, .. }: &Finished) {
+    let Some(member) = member else { return };
+    member.finished(match made {
+        Ok(done) => Ok(Part { written_bytes: done.written_bytes, pause_us: done.pause_us, ..Part::default() }),
+        Err(error) => Err(error.to_string()),
+    });
+}
