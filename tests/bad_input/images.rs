@@ -101,11 +101,11 @@ fn a_newer_format() {
     let (home, whole) = image();
     let manifest = whole.join("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    let newer = text.replacen("\"format_version\": 1", "\"format_version\": 3", 1);
+    let newer = text.replacen("\"format_version\": 1", "\"format_version\": 4", 1);
     assert_ne!(newer, text);
     fs::write(&manifest, newer).unwrap();
     let path = manifest.to_str().unwrap();
-    refused_before_the_start(&home, &whole, &[path, "format version 3", "reads 1 to 2", "use the ckvmm that wrote it"]);
+    refused_before_the_start(&home, &whole, &[path, "format version 4", "reads 1 to 3", "use the ckvmm that wrote it"]);
 }
 
 #[test]
