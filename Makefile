@@ -1,6 +1,6 @@
 # Short names for cargo and shell commands; whatever is more than a line is a script of its own.
 .DEFAULT_GOAL := help
-.PHONY: help deps images bare-metal lab-shell demo test mutants model bench soak clean
+.PHONY: help deps images bare-metal lab-shell demo demo-network test mutants model bench soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -21,6 +21,10 @@ lab-shell: deps ## a shell in the lab, an emulated machine on whose /dev/kvm Lin
 demo: deps images ## see a guest checkpointed, killed and restored
 	@cargo build --package ckvmm
 	@tests/lab/run-linux -- tests/demo "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/ckvmm"
+
+demo-network: deps images ## see four guests that compute together checkpointed, killed and restored
+	@cargo build --package ckvmm
+	@tests/lab/run-linux -- tests/demo-network "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/ckvmm"
 
 test: deps images ## all tests
 	@tests/all

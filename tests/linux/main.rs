@@ -9,6 +9,7 @@ mod fifty;
 mod generations;
 mod life;
 mod matrix;
+mod network;
 mod preemption;
 mod survival;
 mod vm;
