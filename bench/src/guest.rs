@@ -18,7 +18,7 @@ use crate::{
 /// How long a checkpoint's consequences are watched, at least.
 const WINDOW: Duration = Duration::from_millis(1500);
 /// Time for what has just begun to settle: page faults after a restore, huge pages after a checkpoint.
-const SETTLE: Duration = Duration::from_millis(700);
+pub(crate) const SETTLE: Duration = Duration::from_millis(700);
 /// Between a question and what is measured: the guest takes no account of the time in which it answers.
 const ANSWERED: Duration = Duration::from_millis(20);
 /// Runs without a checkpoint.

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     case::{Case, Method, Place},
-    guest::Guest,
+    guest::{Guest, SETTLE},
     report::{heading, mib, row},
     sample::median,
     scratch::Scratch,
@@ -43,6 +44,8 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
     let file = scratch.dir(place).join("dd");
     let (dd, ckvmm): (Vec<f64>, Vec<f64>) = (0..ROUNDS)
         .map(|_| {
+            // As long as before a checkpoint: pages that were free for a while cost more where the host is a guest itself.
+            thread::sleep(SETTLE);
             let dd = dd(&file, touched_mib);
             let sample = guest.checkpoint();
             // Without it the next one is a full one, too.

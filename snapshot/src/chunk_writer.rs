@@ -9,7 +9,8 @@
 //!
 //! RAM is copied out of the guest 256 KiB at a time, and digest and write work on the copy, which is still in the
 //! core's cache: no reference to memory that another thread may change ever exists, and it costs nothing that can be
-//! measured, since the time goes into bringing RAM to the core, which happens once.
+//! measured, since the time goes into bringing RAM to the core, which happens once. Where the file system has direct
+//! writes, the copy of a first image's chunk is what the disk fetches ([`Direct`]).
 //!
 //! Nothing keeps a record of what the guest writes: no record can be lost with a checkpoint that fails, and the guest
 //! pays for none. (KVM's dirty log and userfaultfd's write protection have the guest fault once for each page of 4 KiB,
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::digest::{Chunk, ChunkDigester};
+use crate::direct::{Direct, Pieces};
 use crate::files;
 use crate::image::Image;
 use crate::large::LargeFile;
@@ -95,58 +97,72 @@ pub(crate) struct ChunkWriter {
     piece: Box<[u8]>,
     /// The same place in the image that is built on.
     old_piece: Box<[u8]>,
+    reader: Reader,
+    base: Option<Base>,
+    /// How a first image is written where the file system can.
+    direct: Option<Direct>,
+}
+
+/// Reads chunks of RAM.
+struct Reader {
     digester: ChunkDigester,
     pages: PageMap,
-    base: Option<Base>,
 }
 
 impl ChunkWriter {
-    /// `mapped` are the runs of RAM, ascending, over which a file is mapped: that of `base`, or of an image that it goes
-    /// back to, if there is a base.
-    pub(crate) fn new(mapped: &[Run], base: Option<Base>) -> Self {
+    /// Writes to the new file `to`. `mapped` are the runs of RAM, ascending, over which a file is mapped: that of `base`,
+    /// or of an image that it goes back to, if there is a base.
+    pub(crate) fn new(mapped: &[Run], base: Option<Base>, to: &File) -> Self {
         ChunkWriter {
             piece: vec![0; PIECE_BYTES].into_boxed_slice(),
             old_piece: vec![0; if base.is_some() { PIECE_BYTES } else { 0 }].into_boxed_slice(),
-            digester: ChunkDigester::new(),
-            pages: PageMap::new(mapped),
+            reader: Reader { digester: ChunkDigester::new(), pages: PageMap::new(mapped) },
+            direct: if base.is_none() { Direct::open(to) } else { None },
             base,
         }
     }
 
     /// The descriptors that it needs.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
-        self.base.iter().flat_map(|base| base.file().descriptors())
+        let base = self.base.iter().flat_map(|base| base.file().descriptors());
+        base.chain(self.direct.iter().map(Direct::descriptor))
     }
 
     /// To be called in the process that writes.
     pub(crate) fn begin(&mut self) {
-        self.pages.begin();
+        self.reader.pages.begin();
+        self.direct.iter_mut().for_each(Direct::begin);
     }
 
-    /// Digests a chunk and writes what has to be.
+    /// Waits until all is written.
+    pub(crate) fn finish(&mut self) -> Result<(), Trouble> {
+        self.direct.iter_mut().try_for_each(Direct::finish).map_err(Trouble::Write)
+    }
+
+    /// Digests a chunk and writes, or begins to write, what has to be.
     pub(crate) fn write(
         &mut self,
         memory: &GuestMemoryMmap,
         planned: &PlannedChunk,
         to: &File,
     ) -> Result<WrittenChunk, Trouble> {
-        self.pages.look(memory, planned);
+        self.reader.pages.look(memory, planned);
         let index = (planned.file.start / CHUNK_BYTES) as usize;
         let Some(base) = &self.base else {
-            let chunk = self.pass(memory, planned, |piece, at| files::write_at(to, piece, at));
-            return chunk.map(|chunk| WrittenChunk { chunk, changed: Changed::All }).map_err(Trouble::Write);
+            let chunk = self.write_first(memory, planned, to).map_err(Trouble::Write)?;
+            return Ok(WrittenChunk { chunk, changed: Changed::All });
         };
         let (old, folded) = (base.chunks[index], base.is_folded(index));
-        if self.pages.is_as_mapped() && !folded {
+        if self.reader.pages.is_as_mapped() && !folded {
             return Ok(WrittenChunk { chunk: old, changed: Changed::Nothing });
         }
         if old == Chunk::Zero {
-            let chunk = self.pass(memory, planned, |piece, at| sparse::write_data(to, piece, at));
-            let chunk = chunk.map_err(Trouble::Write)?;
+            let write = |piece: &[u8], at| sparse::write_data(to, piece, at);
+            let chunk = self.reader.pass(memory, planned, &mut self.piece, write).map_err(Trouble::Write)?;
             let changed = if chunk == old { Changed::Nothing } else { Changed::All };
             return Ok(WrittenChunk { chunk, changed });
         }
-        let chunk = self.pass(memory, planned, |_, _| Ok(())).map_err(Trouble::Write)?;
+        let chunk = self.reader.pass(memory, planned, &mut self.piece, |_, _| Ok(())).map_err(Trouble::Write)?;
         let changed = match chunk {
             Chunk::Zero => Changed::All,
             Chunk::Data(_) if chunk == old && !folded => Changed::Nothing,
@@ -155,26 +171,18 @@ impl ChunkWriter {
         Ok(WrittenChunk { chunk, changed })
     }
 
-    /// Reads the chunk and digests it; `each` gets the pieces that are not zero and their places in the file.
-    fn pass(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        planned: &PlannedChunk,
-        mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
-    ) -> io::Result<Chunk> {
-        for (done, count) in pieces(planned.guest_bytes) {
-            if self.pages.is_untouched(done, count) {
-                self.digester.zeros(count as u64);
-                continue;
-            }
-            let piece = &mut self.piece[..count];
-            copy_out(memory, planned.guest_address + done, piece)?;
-            if self.digester.piece(piece) {
-                each(piece, planned.file.start + done)?;
-            }
-        }
-        self.digester.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
-        Ok(self.digester.finish())
+    /// Digests a chunk and writes its pieces that are not zero.
+    fn write_first(&mut self, memory: &GuestMemoryMmap, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
+        let Some(direct) = &mut self.direct else {
+            return self.reader.pass(memory, planned, &mut self.piece, |piece, at| files::write_at(to, piece, at));
+        };
+        let (start, mut data) = (planned.file.start, Pieces::default());
+        let chunk = self.reader.pass(memory, planned, direct.buffer()?, |_, at| {
+            data.insert(at - start);
+            Ok(())
+        })?;
+        direct.write(&data, planned.guest_bytes as usize, start)?;
+        Ok(chunk)
     }
 
     /// Writes the pages of the chunk that are not as in the image that is built on.
@@ -211,6 +219,33 @@ impl ChunkWriter {
         // What the file has beyond the region's end is nobody's: it needs no layer.
         (planned.guest_bytes / PAGE_BYTES..CHUNK_BYTES / PAGE_BYTES).for_each(|page| changed.insert(page as usize));
         Ok(changed)
+    }
+}
+
+impl Reader {
+    /// Reads the chunk that was looked at, and digests it; `each` gets the pieces that are not zero and their places in
+    /// the file. `buffer` has room for one piece, or for all, each in its place.
+    fn pass(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        planned: &PlannedChunk,
+        buffer: &mut [u8],
+        mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<Chunk> {
+        for (done, count) in pieces(planned.guest_bytes) {
+            if self.pages.is_untouched(done, count) {
+                self.digester.zeros(count as u64);
+                continue;
+            }
+            let start = done as usize % buffer.len();
+            let piece = &mut buffer[start..start + count];
+            copy_out(memory, planned.guest_address + done, piece)?;
+            if self.digester.piece(piece) {
+                each(piece, planned.file.start + done)?;
+            }
+        }
+        self.digester.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
+        Ok(self.digester.finish())
     }
 }
 

@@ -85,6 +85,16 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     perform(Change::Write { file, bytes, offset }, || file.write_all_at(bytes, offset))
 }
 
+/// Has `begin` begin to write all of `bytes` at `offset`, likewise.
+pub(crate) fn begin_write_at(
+    file: &File,
+    bytes: &[u8],
+    offset: u64,
+    begin: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    perform(Change::Write { file, bytes, offset }, begin)
+}
+
 /// Gives a file its length. What was not written reads as zeros and takes no space.
 pub(crate) fn set_len(file: &File, path: &Path, bytes: u64) -> Result<()> {
     perform(Change::SetLength { file, path, bytes }, || file.set_len(bytes))

@@ -15,6 +15,7 @@ mod copy;
 #[cfg(test)]
 mod crash;
 mod digest;
+mod direct;
 mod disk;
 mod error;
 #[cfg(test)]

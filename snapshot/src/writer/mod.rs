@@ -107,7 +107,7 @@ impl PreparedWriter {
         let file_bytes = memory::file_bytes(&regions);
         files::set_len(&file, &path, file_bytes)?;
         let results = Results::new(chunk_ranges(file_bytes).count()).map_err(no_writer)?;
-        let chunks = ChunkWriter::new(mapped, base.clone().map(Base::new));
+        let chunks = ChunkWriter::new(mapped, base.clone().map(Base::new), &file);
         let mut descriptors: Vec<RawFd> = chunks.descriptors().chain([file.as_raw_fd()]).collect();
         descriptors.sort_unstable();
         let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
@@ -182,7 +182,7 @@ impl Target {
             self.results.put(*index, &written, planned.guest_bytes);
             after(planned).map_err(Stop::Cancelled)?;
         }
-        Ok(())
+        chunks.finish().map_err(Stop::Trouble)
     }
 
     fn begin(&self, progress: &Progress) {
