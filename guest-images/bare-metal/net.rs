@@ -1,4 +1,5 @@
-//! `job=net`: carries frames between a node (net_node.rs) and the network card, for ever.
+//! `job=net`: carries frames between a node (net_node.rs) and the network card, for ever. `d` at the console: takes none
+//! that come, until the next `d`.
 
 use crate::card::{self, Card};
 use crate::jobs::{Account, TICKS_A_POLL, place};
@@ -64,14 +65,19 @@ pub fn run(boot: &Boot) -> ! {
     );
     // When sending was ended, until it is known what became of all frames.
     let mut ending = None;
+    let mut deaf = false;
     loop {
-        carry(node, &mut card);
+        carry(node, &mut card, deaf);
         account.set_steps(node.table.sent());
         if account.tick() {
             match Serial::get() {
                 Some(b'x') => {
                     node.stop();
                     ending = Some(tsc());
+                }
+                Some(b'd') => {
+                    deaf = !deaf;
+                    say!("net deaf={}", u8::from(deaf));
                 }
                 asked => {
                     if asked == Some(b's') {
@@ -91,10 +97,10 @@ pub fn run(boot: &Boot) -> ! {
     }
 }
 
-/// What has come, and what is to go.
-fn carry(node: &mut Node, card: &mut Card) {
+/// What has come, unless the card is to be left alone with that, and what is to go.
+fn carry(node: &mut Node, card: &mut Card, deaf: bool) {
     for _ in 0..BATCH {
-        if !card.receive(|frame| node.hear(frame)) {
+        if deaf || !card.receive(|frame| node.hear(frame)) {
             break;
         }
     }

@@ -9,6 +9,7 @@
 //! Invariant: a packet is bytes here. Nothing in this crate sees guest memory, KVM or virtqueues; what a frame looks
 //! like on its way is in [`link`] and [`wire`]. What decides is pure, and does not even look at the bytes.
 
+pub mod capture;
 pub mod coordinator;
 pub mod cut;
 pub mod decision;
@@ -21,12 +22,13 @@ pub mod switch;
 mod tap;
 pub mod wire;
 
+pub use capture::Capture;
 pub use coordinator::Coordinator;
 pub use cut::Cut;
 pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
 pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
-pub use port::Port;
+pub use port::{Fault, Port};
 pub use switch::{Route, Switch};
 pub use tap::Tap;

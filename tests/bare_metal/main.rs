@@ -6,6 +6,7 @@
 //!
 //! Without a `/dev/kvm` that can be opened each test says that it is skipped.
 
+mod cluster;
 #[expect(unreachable_pub, reason = "it is written for the guest")]
 #[path = "../../guest-images/bare-metal/disk_model.rs"]
 mod disk_model;

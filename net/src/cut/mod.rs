@@ -125,6 +125,17 @@ impl<F: Payload> Cut<F> {
         self.links.get(from.index()).is_some_and(|link| link.connected && link.held.is_none())
     }
 
+    /// Whether a cut is open and not all of its links are closed.
+    pub fn is_collecting(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.closed)
+    }
+
+    /// Whether the open cut waits for the next packet of a link.
+    pub fn awaits(&self, from: Node) -> bool {
+        let open = self.open.as_ref().zip(self.links.get(from.index()));
+        self.may_read(from) && open.is_some_and(|(open, link)| !open.closed && !link.is_closed_for(open.cut))
+    }
+
     /// The next packet to go out on a link. Once a part of it has gone, it counts as sent.
     pub fn next_to_send(&self, to: Node) -> Option<Packet<&F>> {
         let (colour, link_seq, content) = self.links.get(to.index())?.first()?;

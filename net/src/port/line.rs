@@ -1,15 +1,19 @@
-//! The sockets of a port: packets out of rows into them, packets out of them into the cut.
+//! The sockets of a port: packets out of rows into them, packets out of them, perhaps by way of a [`Stretch`], into the
+//! cut.
 //!
 //! Invariant: a line's flags say "perhaps" or "no", never a false "no": its descriptor is watched edge-triggered.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use super::poll::{Poll, Ready};
-use super::{AHEAD_BYTES, Frame, Inner, PATIENCE};
+use super::stretch::Stretch;
+use super::{AHEAD_BYTES, Fault, Frame, Inner, PATIENCE};
+use crate::capture::Capture;
 use crate::cut::{Input, Setup};
 use crate::packet::{Content, Node, Packet};
 use crate::wire::{Hello, PACKET_BYTES_MAX};
@@ -25,6 +29,19 @@ pub(super) struct Line {
     writable: bool,
     /// Whose other end has said who it is: what it must say.
     expected: Option<Hello>,
+    /// What lies before this end, if it is anything.
+    stretch: Option<Stretch<Came>>,
+}
+
+/// What has come out of a socket.
+enum Came {
+    /// A packet, in the port's buffer.
+    Packet(usize),
+    /// One that was on a stretch of wire.
+    Delayed(Box<[u8]>),
+    Nothing,
+    End,
+    Broken(Errno),
 }
 
 /// Room for the largest packet, and for a byte that tells of a larger one.
@@ -38,13 +55,82 @@ impl Line {
         let hello = |node| Hello { node, incarnation: setup.incarnation, expects: 0 };
         send(&socket, &hello(setup.me).encode(), &[]).map_err(|errno| broken(peer, errno))?;
         poll.add(peer, &socket).map_err(|source| Error::Connection { peer, source })?;
-        Ok(Line { socket, readable: true, writable: true, expected: Some(hello(peer)) })
+        Ok(Line { socket, readable: true, writable: true, expected: Some(hello(peer)), stretch: None })
+    }
+
+    /// What becomes of packets that come.
+    pub(super) fn set(&mut self, fault: Fault) {
+        self.stretch.get_or_insert_with(Stretch::new).set(fault);
+    }
+
+    /// The next packet that has come to this end of the link.
+    fn next(&mut self, buffer: &mut [u8]) -> Came {
+        let Some(stretch) = &mut self.stretch else { return self.read(buffer) };
+        match stretch.take(Instant::now()) {
+            Some(came) => came,
+            None if stretch.is_needless() => {
+                self.stretch = None;
+                self.read(buffer)
+            }
+            None => Came::Nothing,
+        }
+    }
+
+    /// Lets what has come out of the socket onto the stretch, if there is one.
+    fn let_on(&mut self, buffer: &mut [u8]) {
+        while self.readable && self.stretch.as_ref().is_some_and(|stretch| !stretch.is_full()) {
+            let came = match self.read(buffer) {
+                Came::Packet(bytes) => Came::Delayed(buffer[..bytes].into()),
+                Came::Nothing => return,
+                last => {
+                    self.readable = false;
+                    last
+                }
+            };
+            if let Some(stretch) = &mut self.stretch {
+                stretch.put(Instant::now(), came);
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Came {
+        while self.readable {
+            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.readable = false,
+                Err(errno) => return Came::Broken(errno),
+                Ok(0) => return Came::End,
+                Ok(bytes) => return Came::Packet(bytes),
+            }
+        }
+        Came::Nothing
     }
 }
 
 impl Inner {
     /// Notes which links are ready, and moves what can be moved.
     pub(super) fn turn(&mut self, poll: &Poll) {
+        self.note_ready(poll);
+        self.receive_all(poll);
+        self.send_all(poll);
+        if self.cut.next_to_deliver().is_some() || (self.refused && self.cut.may_pop()) {
+            poll.tell_card();
+        }
+    }
+
+    /// Moves what the open cut waits for, here and at the others; `true` if nothing is left of that.
+    pub(super) fn complete_cut(&mut self, poll: &Poll) -> bool {
+        self.note_ready(poll);
+        self.send_all(poll);
+        for node in 0..self.lines.len() {
+            let node = Node(node as u16);
+            while self.cut.awaits(node) && self.let_on(node) && self.receive_now(node) {}
+        }
+        self.await_arrivals(poll);
+        !self.cut.is_collecting() && !self.has_to_send()
+    }
+
+    fn note_ready(&mut self, poll: &Poll) {
         for ready in poll.ready() {
             match ready {
                 Ready::Line { node, readable, writable } => {
@@ -61,11 +147,6 @@ impl Inner {
                 }
             }
         }
-        self.receive_all(poll);
-        self.send_all(poll);
-        if self.cut.next_to_deliver().is_some() || (self.refused && self.cut.may_pop()) {
-            poll.tell_card();
-        }
     }
 
     pub(super) fn send_all(&mut self, poll: &Poll) {
@@ -78,7 +159,11 @@ impl Inner {
         while let (true, Some(packet)) = (line.writable, self.cut.next_to_send(to)) {
             let frame: &[u8] = if let Content::Frame(frame) = packet.content { frame } else { &[] };
             match send(&line.socket, &packet.prefix(), frame) {
-                Ok(()) => drop(self.cut.sent(to)),
+                Ok(()) => {
+                    if let Some(frame) = self.cut.sent(to) {
+                        show(&mut self.capture, to, &frame);
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     line.writable = false;
@@ -105,6 +190,7 @@ impl Inner {
             self.guest.took = false;
             poll.start_timer(PATIENCE);
         }
+        self.await_arrivals(poll);
     }
 
     /// Whether the guest, which takes frames, has enough of them.
@@ -114,37 +200,70 @@ impl Inner {
 
     /// Reads a packet; `false` if none is to be read now.
     fn receive(&mut self, from: Node) -> bool {
-        if !self.cut.may_read(from) || self.is_far_ahead() {
-            return false;
-        }
-        let Some(line) = self.lines[from.index()].as_mut().filter(|line| line.readable) else { return false };
-        match recv(line.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
-            Err(Errno::EINTR) => true,
-            Err(Errno::EAGAIN) => {
-                line.readable = false;
-                false
-            }
-            Ok(0) => {
+        self.let_on(from) && self.cut.may_read(from) && !self.is_far_ahead() && self.receive_now(from)
+    }
+
+    /// What travels on a link does so whether it is read or not; `false` if there is no link.
+    fn let_on(&mut self, from: Node) -> bool {
+        let line = self.lines[from.index()].as_mut();
+        line.map(|line| line.let_on(&mut self.buffer)).is_some()
+    }
+
+    /// Reads a packet, whether the guest wants one or not.
+    fn receive_now(&mut self, from: Node) -> bool {
+        let Some(line) = self.lines[from.index()].as_mut() else { return false };
+        match line.next(&mut self.buffer) {
+            Came::Nothing => false,
+            Came::End => {
                 self.end(from);
                 false
             }
-            Ok(bytes) => self.arrived(from, bytes).map_err(|error| self.give_up(from, error)).is_ok(),
-            Err(errno) => {
+            Came::Packet(bytes) => {
+                let buffer = std::mem::take(&mut self.buffer);
+                let goes_on = self.arrived(from, &buffer[..bytes]);
+                self.buffer = buffer;
+                goes_on
+            }
+            Came::Delayed(packet) => self.arrived(from, &packet),
+            Came::Broken(errno) => {
                 self.give_up(from, broken(from, errno));
                 false
             }
         }
     }
 
-    fn arrived(&mut self, from: Node, bytes: usize) -> Result<()> {
-        let packet = &self.buffer[..bytes];
+    /// A packet has come; `false` if the link is given up for it.
+    fn arrived(&mut self, from: Node, packet: &[u8]) -> bool {
+        self.take_in(from, packet).map_err(|error| self.give_up(from, error)).is_ok()
+    }
+
+    fn take_in(&mut self, from: Node, packet: &[u8]) -> Result<()> {
         if let Some(expected) = self.lines[from.index()].as_mut().and_then(|line| line.expected.take()) {
             let found = Hello::decode(packet)?;
             let what = "it leads to another node, or into another life of the network";
             return if found == expected { Ok(()) } else { Err(Error::Link { peer: from, what }) };
         }
         let packet = Packet::decode(packet)?.map(Frame::from);
+        if let Content::Frame(frame) = &packet.content {
+            show(&mut self.capture, from, frame);
+        }
         self.handle(Input::Arrived(from, packet))
+    }
+
+    /// Sees to it that packets on stretches of wire are looked for when they are there.
+    fn await_arrivals(&self, poll: &Poll) {
+        let now = Instant::now();
+        let stretches = self.lines.iter().flatten().filter_map(|line| line.stretch.as_ref());
+        if let Some(next) = stretches.filter_map(|stretch| stretch.next(now)).min() {
+            poll.wake_after(next - now);
+        }
+    }
+
+    /// Breaks the link, as a failing host would.
+    pub(super) fn break_off(&mut self, node: Node) {
+        if self.lines.get(node.index()).is_some_and(Option::is_some) {
+            self.give_up(node, broken(node, Errno::ECONNABORTED));
+        }
     }
 
     fn give_up(&mut self, node: Node, error: Error) {
@@ -162,6 +281,11 @@ impl Inner {
 fn send(socket: &OwnedFd, prefix: &[u8], frame: &[u8]) -> nix::Result<()> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(prefix), IoSlice::new(frame)], &[], flags, None).map(drop)
+}
+
+/// Whoever captures sees each frame that has come over a link, and that has gone.
+fn show(capture: &mut Option<Capture>, peer: Node, frame: &Frame) {
+    capture.take_if(|capture| !capture.take(peer, frame));
 }
 
 fn broken(peer: Node, errno: Errno) -> Error {

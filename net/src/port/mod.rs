@@ -16,18 +16,21 @@
 
 mod line;
 mod poll;
+mod stretch;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::capture::Capture;
 use crate::cut::{Counters, Cut, Input, Output, Setup};
 use crate::packet::{Colour, Node};
 use crate::switch::{Mac, Route, Switch};
 use crate::{Error, Link, Offloads, Result};
 use line::Line;
 use poll::Poll;
+pub use stretch::Fault;
 
 /// A frame with its virtio-net header: shared by rows, inbox and log.
 pub type Frame = Arc<[u8]>;
@@ -82,8 +85,11 @@ struct Inner {
     say: Box<dyn Fn(Event) + Send>,
     /// The card wanted to send a frame, and there was no room.
     refused: bool,
+    /// How often that was.
+    waits: u64,
     guest: Guest,
     counters: Counters,
+    capture: Option<Capture>,
 }
 
 /// Whether the guest takes frames.
@@ -123,8 +129,10 @@ impl Port {
             buffer: line::buffer(),
             say: Box::new(say),
             refused: false,
+            waits: 0,
             guest: Guest::default(),
             counters: Counters::default(),
+            capture: None,
         };
         Ok(Port(Arc::new(Shared { name, poll, inner: Mutex::new(inner) })))
     }
@@ -158,6 +166,38 @@ impl Port {
     /// What has happened since it was opened.
     pub fn counters(&self) -> Counters {
         self.lock().counters()
+    }
+
+    /// How often the guest had to wait, since a link was full.
+    pub fn waits(&self) -> u64 {
+        self.lock().waits
+    }
+
+    /// What becomes of packets that come over the link to `peer` from now on. Without such a link: nothing.
+    pub fn set_fault(&self, peer: Node, fault: Fault) {
+        let mut inner = self.lock();
+        match (fault, inner.lines.get_mut(peer.index())) {
+            (Fault::Break, _) => inner.break_off(peer),
+            (fault, Some(Some(line))) => line.set(fault),
+            (_, _) => {}
+        }
+        drop(inner);
+        self.0.poll.wake();
+    }
+
+    /// From now on frames that go and come are shown to `capture`, instead of to an earlier one, which ends.
+    pub fn set_capture(&self, capture: Option<Capture>) {
+        self.lock().capture = capture;
+    }
+
+    /// Sees to the links of the open cut until it is complete or given up: for a machine that stands still, and whose
+    /// I/O thread does too. What is not of the cut stays where it is. To be called on another thread than the one that
+    /// is to be told of it.
+    pub fn complete_cut(&self) {
+        while !self.lock().complete_cut(&self.0.poll) {
+            // Not for ever: the machine may run again, and its I/O thread have done it.
+            self.0.poll.wait(PATIENCE);
+        }
     }
 
     /// The guest has powered off: says so to the others, behind all that waits to go out, and waits for that.
@@ -220,8 +260,10 @@ impl Inner {
     }
 
     fn may_write(&mut self) -> bool {
-        self.refused = !self.cut.may_pop();
-        !self.refused
+        let may = self.cut.may_pop();
+        self.waits += u64::from(!may && !self.refused);
+        self.refused = !may;
+        may
     }
 
     fn read(&mut self, buffer: &mut [u8], poll: &Poll) -> io::Result<usize> {

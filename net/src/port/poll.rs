@@ -15,6 +15,7 @@ use crate::packet::Node;
 /// Beyond all nodes.
 const WAKE: u64 = 1 << 32;
 const TIMER: u64 = WAKE + 1;
+const ARRIVAL: u64 = WAKE + 2;
 /// Events taken at a time; what is left makes the descriptor readable again.
 const EVENTS: usize = 64;
 
@@ -29,6 +30,8 @@ pub(super) struct Poll {
     /// Written from any thread.
     wake: EventFd,
     timer: TimerFd,
+    /// For packets on stretches of wire.
+    arrival: TimerFd,
     /// Watched edge-triggered by the card; each write is an edge.
     card: EventFd,
 }
@@ -38,10 +41,11 @@ impl Poll {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let poll = Poll { epoll, wake: event()?, timer, card: event()? };
+        let timer = || TimerFd::new(ClockId::CLOCK_MONOTONIC, flags);
+        let poll = Poll { epoll, wake: event()?, timer: timer()?, arrival: timer()?, card: event()? };
         poll.epoll.add(&poll.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         poll.epoll.add(&poll.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
+        poll.epoll.add(&poll.arrival, EpollEvent::new(EpollFlags::EPOLLIN, ARRIVAL))?;
         Ok(poll)
     }
 
@@ -78,8 +82,12 @@ impl Poll {
     }
 
     pub(super) fn start_timer(&self, after: Duration) {
-        let after = TimeSpec::nanoseconds(after.as_nanos() as i64);
-        let _ = self.timer.set(Expiration::OneShot(after), TimerSetTimeFlags::empty());
+        start(&self.timer, after);
+    }
+
+    /// Makes the port's owner call `turn` then.
+    pub(super) fn wake_after(&self, after: Duration) {
+        start(&self.arrival, after);
     }
 
     /// What has happened since this was last called.
@@ -95,6 +103,10 @@ impl Poll {
                 // It is readable, so this does not wait.
                 let _ = self.timer.wait();
                 Some(Ready::Timer)
+            }
+            ARRIVAL => {
+                let _ = self.arrival.wait();
+                None
             }
             node => {
                 let has = |flags| event.events().intersects(flags);
@@ -117,6 +129,12 @@ impl AsRawFd for Poll {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.0.as_raw_fd()
     }
+}
+
+fn start(timer: &TimerFd, after: Duration) {
+    // 0 would stop it.
+    let after = TimeSpec::nanoseconds(after.as_nanos().max(1) as i64);
+    let _ = timer.set(Expiration::OneShot(after), TimerSetTimeFlags::empty());
 }
 
 /// Edge-triggered: the port remembers what is ready until it is used up.

@@ -188,3 +188,135 @@ fn a_guest_that_leaves_is_missed_by_nobody() {
     vms[0].port.write(&frame(0, 2, 100)).unwrap();
     assert_eq!(vms[0].port.counters().unreachable, 1);
 }
+
+/// Turns all until `vm` has got `frames` frames.
+fn await_frames(vms: &[Vm], vm: usize, frames: usize) -> Vec<u32> {
+    let (deadline, mut got) = (Instant::now() + Duration::from_secs(10), Vec::new());
+    while got.len() < frames {
+        vms.iter().for_each(|vm| vm.port.turn());
+        got.extend(vms[vm].got());
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "{} of {frames} frames have come", got.len());
+        if got.len() < frames {
+            vms[vm].port.0.poll.wait(left);
+        }
+    }
+    got
+}
+
+#[test]
+fn packets_on_a_slow_link_take_their_time_and_come_in_order() {
+    let vms = network(&[1, 1]);
+    let (least, most) = (Duration::from_millis(5), Duration::from_millis(40));
+    vms[1].port.set_fault(Node(0), Fault::Delay { least, most, seed: 3 });
+    let begin = Instant::now();
+    (0..8).for_each(|number| _ = vms[0].port.write(&frame(1, number, 100)).unwrap());
+    vms[1].port.turn();
+    assert!(begin.elapsed() > least || vms[1].got().is_empty());
+    assert_eq!(await_frames(&vms, 1, 8), (0..8).collect::<Vec<_>>());
+    assert!(begin.elapsed() >= least);
+}
+
+#[test]
+fn a_link_that_stands_still_fills_makes_its_sender_wait_and_loses_nothing() {
+    let vms = network(&[1, 1]);
+    vms[1].port.set_fault(Node(0), Fault::Hold);
+    let mut sent = 0;
+    while vms[0].port.may_write() {
+        vms[0].port.write(&frame(1, sent, 1500)).unwrap();
+        sent += 1;
+        vms[1].port.turn();
+        vms[0].port.turn();
+    }
+    assert!(sent > 256, "{sent}: the stretch, the socket and the slots are full");
+    assert_eq!((vms[1].got().len(), vms[0].port.waits()), (0, 1));
+    vms[1].port.set_fault(Node(0), Fault::NONE);
+    assert_eq!(await_frames(&vms, 1, sent as usize), (0..sent).collect::<Vec<_>>());
+    assert!(vms[0].port.may_write());
+}
+
+/// A cut is taken by a VM whose link is slow: what is on its way is logged, and the marker of a later one is held.
+#[test]
+fn what_is_on_a_slow_link_at_a_cut_is_logged() {
+    let vms = network(&[1, 1]);
+    vms[1].port.set_fault(Node(0), Fault::Hold);
+    vms[0].port.write(&frame(1, 7, 100)).unwrap();
+    for vm in &vms {
+        vm.port.turn();
+        vm.port.tell(Input::CutRequested(ONE)).unwrap();
+        assert_eq!(vm.takes_cut(), ONE);
+        vm.port.tell(Input::CutTaken(ONE)).unwrap();
+    }
+    vms.iter().for_each(|vm| vm.port.turn());
+    assert!(vms[1].events.try_recv().is_err(), "its marker is on its way");
+    vms[1].port.set_fault(Node(0), Fault::NONE);
+    assert_eq!(await_frames(&vms, 1, 1), [7]);
+    let Ok(Event::Cut(Output::LinksClosed { log, .. })) = vms[1].events.try_recv() else { panic!("it is open") };
+    assert_eq!(log.iter().map(|(_, frame)| number(frame)).collect::<Vec<_>>(), [7]);
+}
+
+#[test]
+fn a_link_that_is_broken_is_told_at_both_ends() {
+    let vms = network(&[1, 1]);
+    vms[0].port.turn();
+    vms[0].port.set_fault(Node(1), Fault::Break);
+    let Ok(Event::Broken(error)) = vms[0].events.try_recv() else { panic!("it holds") };
+    assert!(error.to_string().contains("link to node 1"), "{error}");
+    vms[1].port.turn();
+    vms.iter().for_each(|vm| vm.port.tell(Input::CutRequested(ONE)).unwrap());
+    for vm in &vms {
+        assert_eq!(vm.takes_cut(), ONE);
+        vm.port.tell(Input::CutTaken(ONE)).unwrap();
+        assert!(matches!(vm.events.try_recv(), Ok(Event::Cut(Output::Failed(ONE, _)))), "no cut has all that was sent");
+    }
+}
+
+/// Its I/O thread is parked, so nobody turns its port.
+#[test]
+fn a_cut_of_a_machine_that_stands_still_is_completed_and_nothing_more_is_read() {
+    let mut vms = network(&[1, 1]);
+    let running = vms.pop().unwrap();
+    let still = vms.pop().unwrap();
+    running.port.write(&frame(0, 7, 100)).unwrap();
+    still.port.write(&frame(1, 8, 100)).unwrap();
+    for vm in [&still, &running] {
+        vm.port.tell(Input::CutRequested(ONE)).unwrap();
+        assert_eq!(vm.takes_cut(), ONE);
+        vm.port.tell(Input::CutTaken(ONE)).unwrap();
+    }
+    running.port.write(&frame(0, 9, 100)).unwrap();
+    running.port.turn();
+    still.port.complete_cut();
+    running.port.turn();
+    for (vm, logged) in [(&still, 7), (&running, 8)] {
+        let Ok(Event::Cut(Output::LinksClosed { log, .. })) = vm.events.try_recv() else { panic!("it is open") };
+        assert_eq!(log.iter().map(|(_, frame)| number(frame)).collect::<Vec<_>>(), [logged]);
+    }
+    assert_eq!(still.port.lock().cut.pending_bytes(), frame(0, 7, 100).len(), "only what is of the cut was read");
+    still.port.turn();
+    assert_eq!(still.got(), [7, 9]);
+}
+
+#[test]
+fn a_capture_sees_what_comes_and_goes_and_ends_with_its_file() {
+    let vms = network(&[1, 1, 1]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (sender, ended) = channel();
+    let capture = Capture::start(file.reopen().unwrap(), None, move |end| sender.send(end).unwrap()).unwrap();
+    vms[0].port.set_capture(Some(capture));
+    vms[0].port.write(&frame(1, 1, 100)).unwrap();
+    vms[2].port.write(&frame(0, 2, 200)).unwrap();
+    vms[1].port.write(&frame(2, 3, 300)).unwrap();
+    vms.iter().for_each(|vm| vm.port.turn());
+    vms[0].port.set_capture(None);
+    let end = ended.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert_eq!((end.frames, end.bytes), (2, 24 + 2 * 16 + 88 + 188));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (sender, ended) = channel();
+    vms[0].port.set_capture(Some(Capture::start(full, None, move |end| sender.send(end).unwrap()).unwrap()));
+    assert!(ended.recv_timeout(Duration::from_secs(5)).unwrap().error.is_some());
+    vms[0].port.write(&frame(1, 4, 100)).unwrap();
+    vms[1].port.turn();
+    assert_eq!(vms[1].got(), [1, 4], "the guest goes on");
+    assert!(vms[0].port.lock().capture.is_none());
+}

@@ -12,6 +12,7 @@ mod doctor;
 mod exit;
 mod flatten;
 mod inspect;
+mod links;
 mod list;
 mod network;
 pub(crate) mod output;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{ExitStatus, output};
+use super::{ExitStatus, links, output};
 use crate::network::control::{Verb, ask, find_state};
 use crate::network::supervisor;
 
@@ -49,13 +49,17 @@ enum NetworkVerb {
     },
     /// Press all power buttons
     Down(State),
+    /// For tests: let links be slow, stand still or break
+    Link(links::Fault),
+    /// Write what goes over a node's links to a file for tcpdump or Wireshark
+    Capture(links::Capture),
 }
 
 #[derive(Debug, clap::Args)]
-struct State {
+pub(super) struct State {
     /// The network's directory [default: NAME.ckvmm beside net.json; of a restore, a new one; else the one that runs here]
     #[arg(long = "state", value_name = "DIR")]
-    dir: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
 }
 
 impl Args {
@@ -76,6 +80,8 @@ impl Args {
                 }
             }
             NetworkVerb::Down(state) => drop(ask(&find_state(state.dir)?, Verb::Down)?),
+            NetworkVerb::Link(fault) => fault.run()?,
+            NetworkVerb::Capture(capture) => capture.run()?,
         }
         Ok(ExitStatus::Success)
     }
@@ -95,8 +101,9 @@ fn table(status: &serde_json::Value) -> String {
             number("logged_frames"),
             number("held_packets"),
             number("dropped_frames"),
+            number("waits"),
         ]
     };
-    let header = ["NODE", "STATE", "PID", "PAUSE", "LOGGED", "HELD", "DROPPED"];
+    let header = ["NODE", "STATE", "PID", "PAUSE", "LOGGED", "HELD", "DROPPED", "WAITS"];
     output::table(&header, status["nodes"].as_array().into_iter().flatten().map(row))
 }

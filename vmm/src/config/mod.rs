@@ -47,3 +47,4 @@ pub use spec::{
     Protocol, Serial, Uplink, VmConfig,
 };
 pub use units::Bytes;
+pub(crate) use units::parse_duration;

@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Bytes {
 ///
 /// # Errors
 /// What is wrong with the text, to be put after it.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let found = TIMES.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)));
     let (number, unit) = found.ok_or("has no unit of time")?;
     if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {

@@ -15,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::message::Fault;
 use super::supervisor::Event;
 use crate::error::{Error, Result};
 
@@ -23,7 +24,7 @@ const SOCKET: &str = "control.sock";
 const QUESTION_MAX: u64 = 4096;
 
 /// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verb {
     /// Make a checkpoint; the answer is its directory.
@@ -32,6 +33,19 @@ pub enum Verb {
     Status,
     /// Press all power buttons.
     Down,
+    /// Let something go wrong with links.
+    Fault(Option<LinkName>, Fault),
+    /// Capture what goes over them to this new file; without one, end that.
+    Capture(LinkName, Option<PathBuf>),
+}
+
+/// Links of a node, as they are named on a command line: `NODE:PEER`, or `NODE` for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkName {
+    /// The node at one end.
+    pub node: String,
+    /// The one at the other.
+    pub peer: Option<String>,
 }
 
 /// The answer: a value, or the line of an error.

@@ -3,15 +3,17 @@
 //! Invariant: at most one cut is open here, and its log goes to whoever finishes its image; if that comes to nothing,
 //! the other end of the way is closed, so nobody waits for a log that does not come.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use ckvmm_net::cut::{Input, Limits, Setup};
+use ckvmm_net::capture::Captured;
+use ckvmm_net::cut::{Input, Limits, Setup, Why};
 use ckvmm_net::port::{self, Frame, PortConfig};
-use ckvmm_net::{Colour, Incarnation, Node, Port, log};
+use ckvmm_net::{Capture, Colour, Incarnation, Node, Port, log};
 use ckvmm_snapshot::Image;
 
 use super::channel::Channel;
@@ -53,6 +55,8 @@ pub struct Member {
     /// Its card's link.
     pub port: Port,
     open: Option<Open>,
+    /// The cut of which the supervisor is to hear.
+    owed: Option<Colour>,
     /// A cut to be taken when the one before it has gone.
     pub next: Option<Colour>,
     part: Part,
@@ -100,15 +104,20 @@ impl Invitation {
         let say = events.clone();
         let port = Port::open(config, move |event| say(Event::Port(event)))?;
         let channel = Arc::new(channel);
-        let listener = Arc::clone(&channel);
+        let (listener, links) = (Arc::clone(&channel), port.clone());
         let listen = move || {
-            while let Ok(Some((message, _))) = listener.receive() {
-                events(Event::Told(message));
+            while let Ok(Some((message, descriptors))) = listener.receive() {
+                match message {
+                    // Of no matter to the machine.
+                    ToMember::Fault(peer, fault) => links.set_fault(Node(peer), fault.into()),
+                    ToMember::Capture(peer) => capture(&links, peer.map(Node), descriptors.into_iter().next()),
+                    message => events(Event::Told(message)),
+                }
             }
             events(Event::Alone);
         };
         thread::Builder::new().name("network".into()).spawn(listen).map_err(Error::os("starting a thread"))?;
-        Ok(Member { channel, place, port, open: None, next: None, part: Part::default() })
+        Ok(Member { channel, place, port, open: None, owed: None, next: None, part: Part::default() })
     }
 }
 
@@ -129,6 +138,7 @@ impl Member {
     pub fn opened(&mut self, cut: Colour) -> (Id, mpsc::Receiver<Log>) {
         let (log, receiver) = mpsc::channel();
         self.open = Some(Open { cut, log });
+        self.owed = Some(cut);
         (self.place.nic.clone(), receiver)
     }
 
@@ -143,6 +153,7 @@ impl Member {
 
     /// The image of the cut is not wanted; `true` if somebody is at work on it.
     pub fn discard(&mut self, cut: Colour) -> bool {
+        self.owed.take_if(|owed| *owed == cut);
         self.open.take_if(|open| open.cut == cut).is_some()
     }
 
@@ -159,20 +170,59 @@ impl Member {
     }
 
     /// Reports that this VM's part of the cut is whole.
-    pub fn prepared(&self, cut: Colour) {
+    pub fn prepared(&mut self, cut: Colour) {
+        self.owed.take_if(|owed| *owed == cut);
         let counters = self.port.counters();
-        let part = Part { held_packets: counters.held, dropped_frames: counters.dropped, ..self.part };
+        let (held_packets, dropped_frames) = (counters.held, counters.dropped);
+        let part = Part { held_packets, dropped_frames, waits: self.port.waits(), ..self.part };
         self.say(&FromMember::Prepared(cut.0, part));
     }
 
-    /// The guest is off: what waits goes out, and the others go on without it.
-    pub fn leave(&mut self) {
+    /// Reports that this VM has no part in the cut to give.
+    pub fn failed(&self, cut: Colour, why: &Why) {
+        self.say(&FromMember::Failed(cut.0, why.to_string()));
+    }
+
+    /// Whether the supervisor is still to hear of a cut that was taken.
+    pub fn is_cutting(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    /// The machine stands still, and its I/O thread with it: somebody else sees to the links of the open cut.
+    pub fn attend(&self) {
+        let Some(Open { cut, .. }) = self.open else { return };
+        let port = self.port.clone();
+        let attend = move || port.complete_cut();
+        if let Err(error) = thread::Builder::new().name("links".into()).spawn(attend) {
+            self.tell(Input::CutFailed(cut, format!("starting a thread: {error}")));
+        }
+    }
+
+    /// The guest is off: what waits goes out, and the others' guests go on without it.
+    pub fn close_links(&self) {
         self.port.leave(PATIENCE);
+    }
+
+    /// The VM has no part in the network any more.
+    pub fn leave(&self) {
         self.say(&FromMember::Left(self.port.colour().0));
     }
 
     /// Where this VM's part of a cut goes.
     pub fn directory(&self, cut: Colour) -> impl AsRef<Path> {
         self.place.directory(cut)
+    }
+}
+
+/// Captures to `file`, or ends that.
+fn capture(port: &Port, peer: Option<Node>, file: Option<OwnedFd>) {
+    let ended = |captured: Captured| {
+        if let Some(error) = captured.error {
+            say(&format!("capture: {error} after {} frames; the guest goes on", captured.frames));
+        }
+    };
+    match file.map(|file| Capture::start(File::from(file), peer, ended)).transpose() {
+        Ok(capture) => port.set_capture(capture),
+        Err(error) => say(&format!("capture: {error}; the guest goes on")),
     }
 }

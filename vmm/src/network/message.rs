@@ -1,6 +1,7 @@
 //! What supervisor and members say to each other, as JSON, a message each.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ckvmm_net::{Colour, coordinator};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,23 @@ pub enum ToMember {
     Committed(u64),
     /// It is none.
     Aborted(u64),
+    /// This becomes of what comes over the link to that node.
+    Fault(u16, Fault),
+    /// With a descriptor of a file: what goes over the link to that node, or over all links, is captured to it. Without:
+    /// nothing is captured any more.
+    Capture(Option<u16>),
+}
+
+/// What goes wrong with a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Packets take their time: microseconds, least and most, and what is drawn follows from the seed.
+    Delay(u64, u64, u64),
+    /// They stay.
+    Hold,
+    /// The connection ends.
+    Break,
 }
 
 /// From a member.
@@ -72,12 +90,26 @@ pub struct Part {
     pub held_packets: u64,
     /// Frames so far that found its guest's queue full.
     pub dropped_frames: u64,
+    /// How often so far its guest waited, since a link was full.
+    #[serde(default)]
+    pub waits: u64,
 }
 
 impl Place {
     /// Where this VM's part of a cut goes.
     pub fn directory(&self, cut: Colour) -> PathBuf {
         super::store::directory(&self.store, self.before, cut).join(&*self.node)
+    }
+}
+
+impl From<Fault> for ckvmm_net::Fault {
+    fn from(fault: Fault) -> Self {
+        let time = Duration::from_micros;
+        match fault {
+            Fault::Delay(least, most, seed) => ckvmm_net::Fault::Delay { least: time(least), most: time(most), seed },
+            Fault::Hold => ckvmm_net::Fault::Hold,
+            Fault::Break => ckvmm_net::Fault::Break,
+        }
     }
 }
 

@@ -178,7 +178,7 @@ impl Session {
     }
 
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
-    fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
+    pub(super) fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
         self.writing = false;
         match made {
             Ok(done) => {

@@ -64,12 +64,9 @@ impl Session {
         let paused = paused || self.network.is_some();
         let ended = self.live(machine, reboots, paused);
         self.shared.set_state(VmState::Stopping);
+        self.leave_network(&ended);
         // Of a cut that is open here nothing comes any more.
-        if let Some(mut member) = self.network.take()
-            && ended.is_ok()
-        {
-            member.leave();
-        }
+        self.network = None;
         self.finish_writing(&ended);
         let ended = self.verification.judge(ended, &self.events);
         self.shared.set_state(VmState::Off);
@@ -231,6 +228,7 @@ impl Life<'_> {
     fn pause(&mut self) -> Result<()> {
         self.machine.pause()?;
         self.session.shared.set_state(VmState::Paused);
+        self.attend_links();
         Ok(())
     }
 

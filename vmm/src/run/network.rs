@@ -8,15 +8,18 @@ use super::{
     checkpoints::Wanted,
     finisher::{Finished, Unfinished},
     main_loop::{Life, Next},
+    session::{Event as SessionEvent, Session},
+    verification::ends_now,
 };
 use crate::{
+    cli::ExitStatus,
     config::CheckpointMode,
     control::VmState,
     error::Result,
     host::terminal::say,
     network::{
         member::{Event, Member},
-        message::{FromMember, Part, ToMember},
+        message::{Part, ToMember},
     },
     operations::{Asker, Running},
 };
@@ -33,7 +36,8 @@ impl Life<'_> {
             Event::Told(ToMember::Cut(cut)) => member.tell(Input::CutRequested(Colour(cut))),
             Event::Told(ToMember::Committed(cut)) => member.tell(Input::Committed(Colour(cut))),
             Event::Told(ToMember::Aborted(cut)) => member.tell(Input::Aborted(Colour(cut))),
-            Event::Told(ToMember::Place(_)) => {}
+            // These are for nobody, or for the links.
+            Event::Told(ToMember::Place(_) | ToMember::Fault(..) | ToMember::Capture(_)) => {}
             Event::Port(port::Event::Cut(output)) => return self.cut(output),
             Event::Port(port::Event::Broken(error)) => say(&error.to_string()),
             Event::Alone => {
@@ -44,19 +48,10 @@ impl Life<'_> {
     }
 
     fn cut(&mut self, output: Output<port::Frame>) -> Result<Next> {
-        let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
-        match output {
-            Output::TakeCut(cut) if self.session.writing => member.next = Some(cut),
-            Output::TakeCut(cut) => return self.take_cut(cut),
-            Output::LinksClosed { cut, log } => member.closed(cut, log),
-            Output::Prepared(cut) => member.prepared(cut),
-            Output::Failed(cut, why) => member.say(&FromMember::Failed(cut.0, why.to_string())),
-            // What is made already goes with the others' parts.
-            Output::Discard(cut) => {
-                if member.discard(cut) {
-                    self.session.shared.operations().cancel_running();
-                }
-            }
+        match (output, &mut self.session.network) {
+            (Output::TakeCut(cut), Some(member)) if self.session.writing => member.next = Some(cut),
+            (Output::TakeCut(cut), Some(_)) => return self.take_cut(cut),
+            (output, _) => self.session.cut_goes_on(output),
         }
         Ok(Next::Continue)
     }
@@ -96,9 +91,17 @@ impl Life<'_> {
                 self.session.writing = true;
                 let unfinished = Unfinished { begun, operation, in_store: false, verification, log: Some(log) };
                 self.session.finisher.finish(unfinished);
+                self.attend_links();
                 Ok(Next::Continue)
             }
             Err(error) => self.checkpointed(Finished::failed(operation, false, error)),
+        }
+    }
+
+    /// A cut that is open waits for its links, and in a paused machine nobody sees to them.
+    pub(super) fn attend_links(&self) {
+        if let Some(member) = self.session.network.as_ref().filter(|_| !self.machine.is_running()) {
+            member.attend();
         }
     }
 
@@ -113,6 +116,62 @@ impl Life<'_> {
             }
         }
         refuses
+    }
+}
+
+impl Session {
+    /// What the cut says once it is taken.
+    fn cut_goes_on(&mut self, output: Output<port::Frame>) {
+        let Some(member) = &mut self.network else { return };
+        match output {
+            // The guest is off.
+            Output::TakeCut(_) => {}
+            Output::LinksClosed { cut, log } => member.closed(cut, log),
+            Output::Prepared(cut) => member.prepared(cut),
+            Output::Failed(cut, why) => member.failed(cut, &why),
+            // What is made already goes with the others' parts.
+            Output::Discard(cut) => {
+                if member.discard(cut) {
+                    self.shared.operations().cancel_running();
+                }
+            }
+        }
+    }
+
+    /// The guest has ended: its links close in order, and the network goes on without it. Of a cut that it has taken it
+    /// is a part, as a machine that ran: that is completed first, unless the end was forced, or is now.
+    pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) {
+        let Some(member) = self.network.as_ref().filter(|_| ended.is_ok()) else { return };
+        member.close_links();
+        if matches!(ended, Ok(ExitStatus::Success | ExitStatus::GuestCrashed)) {
+            member.attend();
+            self.complete_cut();
+        }
+        if let Some(member) = self.network.take() {
+            member.leave();
+        }
+    }
+
+    fn complete_cut(&mut self) {
+        while let Some(member) = self.network.as_ref().filter(|member| member.is_cutting()) {
+            // This session holds a sender: there is always a next event.
+            match self.events.recv() {
+                Ok(SessionEvent::Network(Event::Port(port::Event::Cut(output)))) => self.cut_goes_on(output),
+                Ok(SessionEvent::Network(Event::Told(ToMember::Aborted(cut)))) => {
+                    member.tell(Input::Aborted(Colour(cut)));
+                }
+                Ok(SessionEvent::Network(Event::Alone)) | Err(_) => return,
+                Ok(SessionEvent::Checkpoint(image)) => {
+                    finished(self.network.as_mut(), &image);
+                    self.checkpointed(*image, "; the VM has ended");
+                }
+                Ok(event) => {
+                    if ends_now(event) {
+                        return;
+                    }
+                }
+            }
+        }
     }
 }
 

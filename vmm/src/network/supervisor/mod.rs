@@ -4,12 +4,14 @@
 //! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
 //! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
+mod links;
 mod start;
 mod status;
 
 pub use start::{restore, up};
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus as Ended;
 use std::sync::Arc;
@@ -171,6 +173,10 @@ impl Supervisor {
                 self.signal_all(Signal::SIGTERM);
                 drop(asker.send(Ok(Value::Null)));
             }
+            Event::Asked(Verb::Fault(links, fault), asker) => drop(asker.send(self.fault(links.as_ref(), fault))),
+            Event::Asked(Verb::Capture(links, file), asker) => {
+                drop(asker.send(self.capture(&links, file.as_deref())));
+            }
         }
         Ok(())
     }
@@ -210,8 +216,10 @@ impl Supervisor {
     fn perform(&mut self, output: Output<Part>) -> Option<Input<Part>> {
         match output {
             Output::Send(node, message) => {
-                self.started |= message == ToMember::Go;
-                self.tell(node, &message.into());
+                if message == ToMember::Go && !std::mem::replace(&mut self.started, true) {
+                    say(&format!("network {}: all VMs run", self.name));
+                }
+                self.tell(node, &message.into(), &[]);
                 None
             }
             Output::RecordIntent(cut) => Some(match self.store.begin(cut) {
@@ -299,10 +307,10 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, node: Node, message: &super::message::ToMember) {
+    fn tell(&self, node: Node, message: &super::message::ToMember, descriptors: &[BorrowedFd<'_>]) {
         if let Some(process) = &self.seats[node.index()].process {
             // That it is gone is heard otherwise.
-            let _ = process.channel.send(message, &[]);
+            let _ = process.channel.send(message, descriptors);
         }
     }
 

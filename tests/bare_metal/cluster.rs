@@ -1,0 +1,205 @@
+//! A network of our own guests under test, each with its console and its account of frames.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
+
+use ckvmm_tests::{
+    LIMIT,
+    api::Api,
+    bare_metal::Home,
+    console::{Lines, value},
+    paths,
+    pidfd::Pidfd,
+    process::Ckvmm,
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+/// Frames that each node gets between two events.
+const FRAMES: u64 = 300;
+
+/// A node's console.
+pub(crate) struct Console {
+    socket: UnixStream,
+    pub(crate) lines: Lines,
+}
+
+/// What a node says of all others together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) received: u64,
+    pub(crate) lost: u64,
+}
+
+impl Console {
+    fn open(home: &Home, node: usize) -> Self {
+        let path = home.join(format!("ckvmm/c-n-{node}.console"));
+        let socket = UnixStream::connect(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = Lines::read(&format!("console of node {node}"), socket.try_clone().unwrap());
+        Console { socket, lines }
+    }
+
+    pub(crate) fn type_bytes(&self, bytes: &[u8]) {
+        (&self.socket).write_all(bytes).unwrap();
+    }
+
+    /// Asks the guest for its account. What is doubled, out of order, changed or astray is never right.
+    pub(crate) fn account(&mut self) -> Account {
+        self.lines.skip();
+        self.type_bytes(b"s");
+        let mut account = Account::default();
+        loop {
+            let line = self.lines.next("account", LIMIT, |line| line.strip_prefix("CKVMM net ").map(str::to_owned));
+            let number = |key| value(&line, key).map(|text| text.parse::<u64>().unwrap());
+            for trouble in ["duplicated", "reordered", "corrupt", "astray", "ahead", "foreign"] {
+                assert!(number(trouble).is_none_or(|count| count == 0), "{line}");
+            }
+            account.received += number("received").unwrap_or(0);
+            account.lost += number("lost").unwrap_or(0);
+            if line.contains("acknowledged=") {
+                return account;
+            }
+        }
+    }
+
+    /// The frames that have come; none is missing.
+    pub(crate) fn received(&mut self) -> u64 {
+        let Account { received, lost } = self.account();
+        assert_eq!(lost, 0, "of {received} frames");
+        received
+    }
+}
+
+/// A running network.
+pub(crate) struct Network<'a> {
+    home: &'a Home,
+    pub(crate) supervisor: Ckvmm,
+    state: PathBuf,
+    pub(crate) consoles: Vec<Console>,
+    /// While they run.
+    members: Vec<Pidfd>,
+}
+
+impl<'a> Network<'a> {
+    pub(crate) fn up(home: &'a Home, nodes: usize, more: &str) -> Self {
+        let net = json!({
+            "version": 1, "name": "c", "subnet": "10.77.0.0/24",
+            "nodes": [{ "name": "n", "count": nodes, "config": "node.json" }],
+            "checkpoint": { "dir": "checkpoints", "keep": 2 },
+        });
+        let node = json!({
+            "version": 1, "name": "node", "memory": "32MiB",
+            "kernel": {
+                "image": paths::guest("bare-metal.elf"),
+                "cmdline": format!("job=net peers={{nodes}} me={{index}} {more}"),
+            },
+        });
+        fs::write(home.join("net.json"), net.to_string()).unwrap();
+        fs::write(home.join("node.json"), node.to_string()).unwrap();
+        let supervisor = Ckvmm::start(home.path(), ["network", "up", "net.json"]);
+        Self::running(home, supervisor, home.join("c.ckvmm"), nodes)
+    }
+
+    pub(crate) fn restore(home: &'a Home, checkpoint: &Path, nodes: usize, state: &str) -> Self {
+        let state = home.join(state);
+        let arguments = ["network", "restore", checkpoint.to_str().unwrap(), "--state", state.to_str().unwrap()];
+        let supervisor = Ckvmm::start(home.path(), arguments);
+        Self::running(home, supervisor, state, nodes)
+    }
+
+    fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
+        supervisor.messages.expect("all VMs run", LIMIT);
+        let consoles = (0..nodes).map(|node| Console::open(home, node)).collect();
+        let members = Pidfd::children_of(supervisor.pid());
+        assert_eq!(members.len(), nodes);
+        Network { home, supervisor, state, consoles, members }
+    }
+
+    /// Runs `ckvmm network VERB`.
+    pub(crate) fn ask(&self, verb: &[&str]) -> String {
+        let state = ["--state", self.state.to_str().unwrap()];
+        self.home.ok(["network"].iter().chain(verb).chain(&state))
+    }
+
+    /// Waits until every node of these gets frames that it had not got, and sees that none is missing.
+    pub(crate) fn go_on(&mut self, nodes: &[usize]) {
+        for node in nodes {
+            let console = &mut self.consoles[*node];
+            let before = console.received();
+            let deadline = Instant::now() + LIMIT;
+            while console.received() < before + FRAMES {
+                assert!(Instant::now() < deadline, "no frames come");
+            }
+        }
+    }
+
+    pub(crate) fn goes_on(&mut self) {
+        self.go_on(&(0..self.consoles.len()).collect::<Vec<_>>());
+    }
+
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        let dir = PathBuf::from(self.ask(&["checkpoint"]));
+        assert!(dir.join("manifest.json").exists(), "{}", dir.display());
+        dir
+    }
+
+    /// What each has said of its part of the last cut.
+    pub(crate) fn parts(&self, field: &str) -> Vec<u64> {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().unwrap();
+        nodes.iter().map(|node| node["last_part"][field].as_u64().unwrap_or(0)).collect()
+    }
+
+    /// That of all together.
+    pub(crate) fn sum(&self, field: &str) -> u64 {
+        self.parts(field).iter().sum()
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_str(&self.ask(&["status", "--json"])).unwrap()
+    }
+
+    pub(crate) fn api(&self, node: usize) -> Api {
+        Api::new(&self.home.join(format!("ckvmm/c-n-{node}.sock")))
+    }
+
+    /// Ends all as a crash of the host would.
+    pub(crate) fn kill9(mut self) {
+        self.supervisor.signal(Signal::SIGKILL);
+        self.kill_members();
+    }
+
+    /// They run on without the supervisor. Their names are free when they are gone.
+    fn kill_members(&mut self) {
+        let members = std::mem::take(&mut self.members);
+        members.iter().for_each(Pidfd::kill9);
+        members.iter().for_each(|member| member.wait(LIMIT));
+    }
+
+    /// All stop sending, and everything that was sent has come.
+    pub(crate) fn ends_whole(&mut self) {
+        self.consoles.iter_mut().for_each(|console| console.type_bytes(b"x"));
+        for console in &mut self.consoles {
+            console.lines.expect("drained=yes", LIMIT);
+            console.received();
+        }
+    }
+}
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        self.kill_members();
+        if thread::panicking() {
+            for node in 0..self.consoles.len() {
+                let output = self.state.join(format!("n-{node}/output"));
+                eprintln!("node {node}: {}", fs::read_to_string(output).unwrap_or_default());
+            }
+        }
+    }
+}
