@@ -1,5 +1,7 @@
 //! A network of our own guests under test, each with its console and its account of frames.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::{
     fs,
     io::Write,

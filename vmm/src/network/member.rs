@@ -218,11 +218,14 @@ impl Member {
 fn capture(port: &Port, peer: Option<Node>, file: Option<OwnedFd>) {
     let ended = |captured: Captured| {
         if let Some(error) = captured.error {
-            say(&format!("capture: {error} after {} frames; the guest goes on", captured.frames));
+            say(&format!(
+                "capture: {error}, after {} frames; the guest goes on; make room, and begin another",
+                captured.frames
+            ));
         }
     };
     match file.map(|file| Capture::start(File::from(file), peer, ended)).transpose() {
         Ok(capture) => port.set_capture(capture),
-        Err(error) => say(&format!("capture: {error}; the guest goes on")),
+        Err(error) => say(&format!("capture: {error}; the guest goes on; end other processes, and begin another")),
     }
 }
