@@ -40,7 +40,7 @@ pub(crate) enum Place {
 }
 
 /// Who takes a checkpoint, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Method {
     CkvmmFork,

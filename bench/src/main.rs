@@ -42,6 +42,12 @@ struct Args {
     /// One table only
     #[arg(long, value_name = "TABLE")]
     only: Option<Table>,
+    /// One size only of RAM touched and hot set, in MiB: 2048,256
+    #[arg(long, value_name = "MIB,MIB", value_parser = plan::size)]
+    size: Option<(u64, u64)>,
+    /// One VMM and way only
+    #[arg(long)]
+    method: Option<Method>,
     /// Measure nothing, draw pictures of the figures that are there
     #[arg(long)]
     draw: bool,
@@ -79,13 +85,13 @@ fn main() {
 fn measure(args: &Args) -> Report {
     let mut scratch = Scratch::new();
     let qemu = qemu::version();
-    let methods = methods(&qemu, &mut scratch);
+    let methods = args.method.map_or_else(|| methods(&qemu, &mut scratch), |method| vec![method]);
     let mut report = Report::new(Machine::this(qemu.ok()));
     let begun = Instant::now();
     for &table in Table::value_variants() {
         if args.only.is_none_or(|only| only == table) {
             let deadline = begun + plan::ends_after(table);
-            make(table, args.quick, deadline, &methods, &mut report, &mut scratch);
+            make(table, args, deadline, &methods, &mut report, &mut scratch);
         }
     }
     checkpoints::memory(&report.checkpoints);
@@ -93,7 +99,8 @@ fn measure(args: &Args) -> Report {
 }
 
 /// Makes one table, the rows of it that begin before the deadline.
-fn make(table: Table, quick: bool, deadline: Instant, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {
+fn make(table: Table, args: &Args, deadline: Instant, methods: &[Method], report: &mut Report, scratch: &mut Scratch) {
+    let quick = args.quick;
     let mut checkpoints = |case, count, method| {
         if in_time(deadline) {
             report.checkpoints.extend(checkpoints::measure(case, method, count, scratch));
@@ -102,7 +109,7 @@ fn make(table: Table, quick: bool, deadline: Instant, methods: &[Method], report
     match table {
         Table::Sizes => {
             checkpoints::begin_table("Checkpoints: one vCPU writes, image on tmpfs");
-            for case in plan::sizes(quick) {
+            for case in args.size.map_or_else(|| plan::sizes(quick), plan::only) {
                 for &method in methods.iter().filter(|method| plan::compares(case, **method)) {
                     checkpoints(case, plan::count(case, method, quick), method);
                 }

@@ -45,6 +45,18 @@ pub(crate) fn sizes(quick: bool) -> Vec<Case> {
     sizes.iter().map(|&(touched_mib, hot_mib)| Case::new(touched_mib, hot_mib)).collect()
 }
 
+/// The case of one size.
+pub(crate) fn only((touched_mib, hot_mib): (u64, u64)) -> Vec<Case> {
+    vec![Case::new(touched_mib, hot_mib)]
+}
+
+/// RAM touched and hot set, as an argument says them.
+pub(crate) fn size(text: &str) -> Result<(u64, u64), String> {
+    let size = text.split_once(',').and_then(|(touched, hot)| Some((touched.parse().ok()?, hot.parse().ok()?)));
+    size.filter(|(touched, hot)| (1..=*touched).contains(hot))
+        .ok_or_else(|| format!("`{text}` is not two numbers, the second not above the first: 2048,256"))
+}
+
 /// All else that a case has, one after the other.
 pub(crate) fn others(quick: bool) -> Vec<Case> {
     let base = Case::new(512, if quick { 16 } else { 256 });
