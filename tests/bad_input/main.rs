@@ -7,6 +7,7 @@ mod checkpoints;
 mod fields;
 mod files;
 mod images;
+mod job;
 mod network;
 mod places;
 mod qcow2;

@@ -15,6 +15,7 @@ mod echo;
 mod ends;
 mod guest;
 mod host_trouble;
+mod job;
 mod kills;
 mod live;
 #[expect(dead_code, unreachable_pub, reason = "it is written for the guest, which uses the rest")]

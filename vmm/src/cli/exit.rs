@@ -8,23 +8,39 @@ use crate::host::terminal::say;
 
 /// The process's exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum ExitStatus {
     /// 0: the guest powered off, or the verb did what it was asked.
-    Success = 0,
+    Success,
     /// 1: it failed.
-    Failed = 1,
+    Failed,
     /// 2: wrong usage or configuration.
-    Usage = 2,
+    Usage,
     /// 3: the guest panicked or triple-faulted.
-    GuestCrashed = 3,
+    GuestCrashed,
     /// 85: checkpointed and stopped; run again.
-    Checkpointed = 85,
+    Checkpointed,
+    /// What the job ended with that was run.
+    Job(u8),
+}
+
+impl ExitStatus {
+    /// As the system has it.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Success => 0,
+            ExitStatus::Failed => 1,
+            ExitStatus::Usage => 2,
+            ExitStatus::GuestCrashed => 3,
+            ExitStatus::Checkpointed => 85,
+            ExitStatus::Job(status) => status,
+        }
+    }
 }
 
 impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {
-        Self::from(status as u8)
+        Self::from(status.code())
     }
 }
 

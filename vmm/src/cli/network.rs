@@ -10,6 +10,7 @@ use crate::network::supervisor;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm network up net.json &             # starts all VMs, stays until all have ended
+  ckvmm network run net.json              # the same for a job: ends with it, and with its status
   ckvmm network checkpoint                # of all in one instant; prints its directory
   ckvmm network restore checkpoints/000001    # later, after a kill or a crash
 
@@ -23,6 +24,14 @@ pub(super) struct Args {
 enum NetworkVerb {
     /// Boot a network and stay with it until it ends
     Up {
+        /// The network's configuration
+        #[arg(value_name = "net.json")]
+        config: PathBuf,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Boot a network, print what its job says, and end with the job and its status
+    Run {
         /// The network's configuration
         #[arg(value_name = "net.json")]
         config: PathBuf,
@@ -66,6 +75,7 @@ impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         match self.verb {
             NetworkVerb::Up { config, state } => return Ok(supervisor::up(&config, state.dir)?),
+            NetworkVerb::Run { config, state } => return Ok(supervisor::run(&config, state.dir)?),
             NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;

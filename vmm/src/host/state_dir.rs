@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 
 /// A pid is read from somebody else's lock file: no more of it than this.
 const PID_BYTES_MAX: u64 = 16;
+/// What the guest says on its serial port goes to this file of the directory.
+pub const CONSOLE_LOG: &str = "console.log";
 
 /// A state directory that this process has for itself.
 #[derive(Debug)]
@@ -76,7 +78,7 @@ impl StateDir {
 
     /// What the guest says on its serial port.
     pub fn console_log(&self) -> PathBuf {
-        self.path.join("console.log")
+        self.path.join(CONSOLE_LOG)
     }
 }
 

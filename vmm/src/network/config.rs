@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::channel::DESCRIPTORS_MAX;
+use super::job::Job;
 use crate::api::socket::default_dir;
 use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
 
@@ -44,7 +45,7 @@ pub struct NetConfig {
     pub nodes: Vec<Group>,
     /// What is to be run in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<Value>,
+    pub job: Option<Job>,
     /// Where checkpoints go, and when they are made.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -88,6 +89,7 @@ impl NetConfig {
         let base = path.parent().unwrap_or(Path::new("/"));
         let config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
         let nodes = config.all_nodes(base)?;
+        config.job.iter().try_for_each(|job| job.check(&nodes)).map_err(|error| error.in_file(path))?;
         Ok((config, nodes))
     }
 
@@ -252,6 +254,8 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         refused(json!({ "version": 2 }), json!({}), "version");
         refused(json!({ "colour": 1 }), json!({}), "colour");
+        refused(json!({ "job": { "on": "n-3" } }), json!({}), "job.on");
+        refused(json!({ "job": { "of": "n-0" } }), json!({}), "job.of");
         refused(json!({ "subnet": "10.77.0.0/30" }), json!({}), "subnet");
         refused(json!({ "subnet": "10.77.0.1/24" }), json!({}), "subnet");
         refused(json!({ "nodes": [{ "name": "n", "config": "node.json" }] }), json!({}), "nodes");

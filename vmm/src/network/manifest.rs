@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::job::Job;
 use super::message::Part;
 use crate::config::{CheckpointConfig, Id};
 
@@ -42,6 +43,9 @@ pub struct Manifest {
     pub created: Timestamp,
     /// Where and when checkpoints are made.
     pub checkpoint: CheckpointConfig,
+    /// With whose end the network ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
     /// All nodes, in their order.
     pub nodes: Vec<NodeEntry>,
 }

@@ -13,6 +13,7 @@
 pub mod channel;
 pub mod config;
 pub mod control;
+pub mod job;
 pub mod manifest;
 pub mod member;
 pub mod message;

@@ -4,11 +4,12 @@
 //! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
 //! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
+mod job;
 mod links;
 mod start;
 mod status;
 
-pub use start::{restore, up};
+pub use start::{restore, run, up};
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -27,6 +28,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use uuid::Uuid;
 
+use self::job::Followed;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
 use super::manifest::{self, Manifest, NodeEntry, PartEntry};
@@ -50,6 +52,8 @@ pub enum Event {
     Silent(Node),
     /// A member's process has ended.
     Ended(Node, Ended),
+    /// The job has ended by itself, with this status, or with its VM.
+    Job(Option<u8>),
     /// From the system.
     Signal(Asked),
     /// From a command line.
@@ -81,6 +85,7 @@ struct Supervisor {
     lineage: Uuid,
     incarnation: u64,
     checkpoint: CheckpointConfig,
+    job: Option<Followed>,
     store: NetStore,
     state: PathBuf,
     seats: Vec<Seat>,
@@ -103,7 +108,7 @@ struct Supervisor {
 impl Supervisor {
     fn run(mut self) -> Result<ExitStatus> {
         self.plan_next();
-        while self.seats.iter().any(Seat::runs) {
+        while self.seats.iter().any(Seat::runs) || self.waits_for_job() {
             match self.wait() {
                 Some(event) => self.handle(event)?,
                 None => self.time_is_over(),
@@ -148,11 +153,8 @@ impl Supervisor {
             }
             Event::Said(node, FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
             Event::Silent(node) => return self.silent(node),
-            Event::Ended(node, ended) => {
-                if let Some(process) = &mut self.seats[node.index()].process {
-                    process.ended = Some(ended);
-                }
-            }
+            Event::Ended(node, ended) => self.ended(node, ended),
+            Event::Job(verdict) => self.job_ended(verdict),
             Event::Signal(Asked::Checkpoint) => self.request(),
             Event::Signal(Asked::CheckpointAndStop) => {
                 self.then_stop = true;
@@ -276,6 +278,7 @@ impl Supervisor {
             cut: cut.0,
             created: Timestamp::now(),
             checkpoint: self.checkpoint.clone(),
+            job: self.job.as_ref().map(|followed| followed.job.clone()),
             nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
         };
         self.store.commit(cut, &manifest)

@@ -20,14 +20,17 @@ use ckvmm_net::coordinator::{Coordinator, Member};
 use nix::unistd::Pid;
 use uuid::Uuid;
 
+use super::job::Followed;
 use super::{Event, Process, Seat, Supervisor};
 use crate::cli::ExitStatus;
-use crate::config::{CheckpointConfig, Id};
+use crate::config::{CheckpointConfig, ConfigError, Id};
 use crate::error::{Error, Result};
 use crate::host::signals::{Asked, Signals};
+use crate::host::state_dir::CONSOLE_LOG;
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
 use crate::network::control;
+use crate::network::job::{Ear, Job};
 use crate::network::manifest::Manifest;
 use crate::network::message::{Place, ToMember};
 use crate::network::store::{self, NetStore};
@@ -40,6 +43,8 @@ struct Beginning {
     name: Id,
     incarnation: u64,
     checkpoint: CheckpointConfig,
+    /// To be followed; and whether it may have begun.
+    job: Option<(Job, bool)>,
     state: PathBuf,
     nodes: Vec<Beginner>,
 }
@@ -58,8 +63,25 @@ struct Beginner {
 /// # Errors
 /// What it names cannot be used, a VM cannot be started.
 pub fn up(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
-    let signals = Signals::block()?;
     let (config, nodes) = NetConfig::load(file)?;
+    boot(file, NetConfig { job: None, ..config }, nodes, state)
+}
+
+/// Boots the network that `file` describes, prints what its job says, and ends it with the job.
+///
+/// # Errors
+/// As [`up`], or there is no job.
+pub fn run(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
+    let (config, nodes) = NetConfig::load(file)?;
+    if config.job.is_none() {
+        let mend = "say which node's guest runs it, or use `ckvmm network up`";
+        return Err(ConfigError::field("job", "is not there", mend).in_file(file).into());
+    }
+    boot(file, config, nodes, state)
+}
+
+fn boot(file: &Path, config: NetConfig, nodes: Vec<config::Node>, state: Option<PathBuf>) -> Result<ExitStatus> {
+    let signals = Signals::block()?;
     let state = state.unwrap_or_else(|| file.with_file_name(format!("{}.ckvmm", config.name)));
     let (state, lock) = open_state(&state)?;
     let nodes = nodes.into_iter().map(|node| {
@@ -72,8 +94,9 @@ pub fn up(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
         Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments: Some(arguments.into()) })
     });
     let nodes = nodes.collect::<Result<_>>()?;
-    let NetConfig { name, checkpoint, .. } = config;
-    Beginning { name, incarnation: 0, checkpoint, state, nodes }.run(signals, lock)
+    let NetConfig { name, checkpoint, job, .. } = config;
+    let job = job.map(|job| (job, false));
+    Beginning { name, incarnation: 0, checkpoint, job, state, nodes }.run(signals, lock)
 }
 
 /// Continues a network from a checkpoint, and stays until it ends. The checkpoint is only read.
@@ -100,8 +123,9 @@ pub fn restore(checkpoint: &Path, state: Option<PathBuf>) -> anyhow::Result<Exit
         Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
     });
     let nodes = nodes.collect::<Result<_>>()?;
-    let Manifest { name, incarnation, checkpoint, .. } = manifest;
-    Ok(Beginning { name, incarnation: incarnation + 1, checkpoint, state, nodes }.run(signals, lock)?)
+    let Manifest { name, incarnation, checkpoint, job, .. } = manifest;
+    let job = job.map(|job| (job, true));
+    Ok(Beginning { name, incarnation: incarnation + 1, checkpoint, job, state, nodes }.run(signals, lock)?)
 }
 
 impl Beginning {
@@ -116,6 +140,7 @@ impl Beginning {
             lineage: Uuid::new_v4(),
             incarnation: self.incarnation,
             checkpoint: self.checkpoint.clone(),
+            job: self.follow(&sender)?,
             store,
             state: self.state.clone(),
             seats: Vec::new(),
@@ -143,6 +168,16 @@ impl Beginning {
         }
         control::listen(&self.state, &sender)?;
         supervisor.run()
+    }
+
+    /// Follows the job, before its node says anything.
+    fn follow(&self, events: &Sender<Event>) -> Result<Option<Followed>> {
+        let Some((job, begun)) = &self.job else { return Ok(None) };
+        // One that was off when the network was saved says nothing more.
+        let runs = |node: &Beginner| node.name == job.on && node.arguments.is_some();
+        let Some(node) = self.nodes.iter().position(runs) else { return Ok(None) };
+        let log = self.state.join(&*job.on).join(CONSOLE_LOG);
+        Followed::start(job.clone(), Node(node as u16), &log, Ear::new(*begun), events).map(Some)
     }
 
     /// A pair of connected sockets for each two nodes that take part: who has which end.

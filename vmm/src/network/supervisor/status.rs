@@ -12,10 +12,13 @@ impl Supervisor {
         if self.stopped {
             return ExitStatus::Checkpointed;
         }
+        if let Some(status) = self.job.as_ref().and_then(|job| job.verdict?) {
+            return ExitStatus::Job(status);
+        }
         let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended);
-        if ended().all(|ended| ended.success()) {
+        if self.job.is_none() && ended().all(|ended| ended.success()) {
             ExitStatus::Success
-        } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed as i32)) {
+        } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed.code().into())) {
             ExitStatus::GuestCrashed
         } else {
             ExitStatus::Failed

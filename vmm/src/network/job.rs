@@ -1,0 +1,164 @@
+//! The job of a network: what `net.json` says of it, and how its end is heard on the console of its node.
+//!
+//! ```json
+//! "job": { "on": "n-0" }
+//! ```
+//!
+//! The guest of that node says two lines of their own on its serial port, and what stands between them is the output:
+//!
+//! ```text
+//! ckvmm: begin
+//! ckvmm: exit 3
+//! ```
+//!
+//! Invariant: what is no such line goes through as it comes, also if its end never does; a carriage return before the end
+//! of a line is the terminal's, and goes.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::Node;
+use crate::config::{ConfigError, Id};
+
+/// How a node says that its job begins.
+const BEGIN: &[u8] = b"ckvmm: begin";
+/// How it says how its job has ended; a number follows.
+const EXIT: &[u8] = b"ckvmm: exit ";
+/// Longest number of an exit status.
+const DIGITS_MAX: usize = 3;
+
+/// What is to be run in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The node whose guest says how it ends.
+    pub on: Id,
+}
+
+impl Job {
+    /// Looks whether these nodes can run it.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn check(&self, nodes: &[Node]) -> Result<(), ConfigError> {
+        if nodes.iter().any(|node| node.name == self.on) {
+            return Ok(());
+        }
+        let names: Vec<&str> = nodes.iter().map(|node| &*node.name).collect();
+        let mend = format!("give one of {}", names.join(", "));
+        Err(ConfigError::field("job.on", format!("{:?} is no node", &*self.on), mend))
+    }
+}
+
+/// Listens to a console.
+#[derive(Debug)]
+pub struct Ear {
+    /// What is said is output: the job has begun.
+    begun: bool,
+    /// The start of a line that may become one for us.
+    held: Vec<u8>,
+    /// The line that is being said is none for us.
+    plain: bool,
+}
+
+impl Ear {
+    /// Listens from here on; `begun` if the job may have begun before.
+    pub fn new(begun: bool) -> Ear {
+        Ear { begun, held: Vec::new(), plain: false }
+    }
+
+    /// Takes in what was said, appends to `output` what the job has said, and returns how the job has ended, if it has.
+    pub fn hear(&mut self, said: &[u8], output: &mut Vec<u8>) -> Option<u8> {
+        for byte in said {
+            self.held.push(*byte);
+            if *byte == b'\n' {
+                let line = self.held.trim_ascii_end();
+                if !self.plain && line == BEGIN {
+                    self.begun = true;
+                    self.held.clear();
+                } else if let Some(status) = exit_status(line).filter(|_| !self.plain) {
+                    self.held.clear();
+                    return Some(status);
+                }
+                if self.held.ends_with(b"\r\n") {
+                    self.held.remove(self.held.len() - 2);
+                }
+                self.let_go(output);
+                self.plain = false;
+            } else if *byte != b'\r' && (self.plain || !may_be_ours(&self.held)) {
+                self.plain = true;
+                self.let_go(output);
+            }
+        }
+        None
+    }
+
+    /// The console has ended: what was held back is output, too.
+    pub fn end(mut self, output: &mut Vec<u8>) {
+        self.let_go(output);
+    }
+
+    fn let_go(&mut self, output: &mut Vec<u8>) {
+        if self.begun {
+            output.extend_from_slice(&self.held);
+        }
+        self.held.clear();
+    }
+}
+
+fn may_be_ours(start: &[u8]) -> bool {
+    let of =
+        |line: &[u8], more| line.starts_with(start) || (start.starts_with(line) && start.len() <= line.len() + more);
+    of(BEGIN, 0) || of(EXIT, DIGITS_MAX)
+}
+
+fn exit_status(line: &[u8]) -> Option<u8> {
+    let number = line.strip_prefix(EXIT)?;
+    let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+    digits.then(|| std::str::from_utf8(number).ok()?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is heard, however the bytes come.
+    fn heard(begun: bool, said: &str) -> (Option<u8>, String) {
+        let all = |size: usize| {
+            let (mut ear, mut output) = (Ear::new(begun), Vec::new());
+            let ended = said.as_bytes().chunks(size).find_map(|some| ear.hear(some, &mut output));
+            if ended.is_none() {
+                ear.end(&mut output);
+            }
+            (ended, String::from_utf8(output).unwrap())
+        };
+        let whole = all(said.len());
+        for size in 1..said.len() {
+            assert_eq!(all(size), whole, "in pieces of {size}");
+        }
+        whole
+    }
+
+    #[test]
+    fn the_output_stands_between_the_lines() {
+        let said = "Linux boots\r\nckvmm: begin\r\none\rtwo\r\nckvmm: exits 3\r\nckvmm: exit 3\r\nckvmm: exit 4\r\n";
+        assert_eq!(heard(false, said), (Some(3), "one\rtwo\nckvmm: exits 3\n".into()));
+        assert_eq!(heard(false, "ckvmm: exit 0\n"), (Some(0), String::new()));
+        assert_eq!(heard(true, "goes on\nckvmm: exit 255\n"), (Some(255), "goes on\n".into()));
+    }
+
+    #[test]
+    fn what_is_no_status_is_output() {
+        for line in
+            ["ckvmm: exit 256\n", "ckvmm: exit \n", "ckvmm: exit +1\n", " ckvmm: exit 1\n", "ckvmm: exit 1", "# "]
+        {
+            assert_eq!(heard(true, line), (None, line.into()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_for_us_does_not_wait_for_its_end() {
+        let (mut ear, mut output) = (Ear::new(true), Vec::new());
+        assert_eq!(ear.hear(b"50 %", &mut output), None);
+        assert_eq!(output, b"50 %");
+    }
+}
