@@ -1,8 +1,8 @@
 //! A network of our own guests under test, each with its console and its account of frames.
 
 use std::{
-    fs,
-    io::Write,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
@@ -24,6 +24,27 @@ use serde_json::{Value, json};
 /// Frames that each node gets between two events.
 const FRAMES: u64 = 300;
 
+/// What a guest says. Its socket is only what wakes who waits: what somebody does not read in time is lost there, and on a
+/// busy host that happens; in the log, which is written first, it is not.
+struct Said {
+    log: File,
+    socket: UnixStream,
+}
+
+impl Read for Said {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.log.read(buffer)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            if self.socket.read(&mut [0; 4096]).unwrap_or(0) == 0 {
+                return self.log.read(buffer);
+            }
+        }
+    }
+}
+
 /// A node's console.
 pub(crate) struct Console {
     socket: UnixStream,
@@ -38,10 +59,13 @@ pub(crate) struct Account {
 }
 
 impl Console {
-    fn open(home: &Home, node: usize) -> Self {
+    fn open(home: &Home, state: &Path, node: usize) -> Self {
         let path = home.join(format!("ckvmm/c-n-{node}.console"));
         let socket = UnixStream::connect(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let lines = Lines::read(&format!("console of node {node}"), socket.try_clone().unwrap());
+        let mut log = File::open(state.join(format!("n-{node}/console.log"))).unwrap();
+        log.seek(SeekFrom::End(0)).unwrap();
+        let said = Said { log, socket: socket.try_clone().unwrap() };
+        let lines = Lines::read(&format!("console of node {node}"), said);
         Console { socket, lines }
     }
 
@@ -80,19 +104,25 @@ impl Console {
 pub(crate) struct Network<'a> {
     home: &'a Home,
     pub(crate) supervisor: Ckvmm,
-    state: PathBuf,
+    pub(crate) state: PathBuf,
     pub(crate) consoles: Vec<Console>,
-    /// While they run.
-    members: Vec<Pidfd>,
+    /// By node, while they run.
+    pub(crate) members: Vec<Pidfd>,
 }
 
 impl<'a> Network<'a> {
     pub(crate) fn up(home: &'a Home, nodes: usize, more: &str) -> Self {
-        let net = json!({
+        Self::up_with(home, nodes, more, &json!({}))
+    }
+
+    /// With these fields in `net.json`, too.
+    pub(crate) fn up_with(home: &'a Home, nodes: usize, more: &str, fields: &Value) -> Self {
+        let mut net = json!({
             "version": 1, "name": "c", "subnet": "10.77.0.0/24",
             "nodes": [{ "name": "n", "count": nodes, "config": "node.json" }],
             "checkpoint": { "dir": "checkpoints", "keep": 2 },
         });
+        net.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let node = json!({
             "version": 1, "name": "node", "memory": "32MiB",
             "kernel": {
@@ -114,11 +144,19 @@ impl<'a> Network<'a> {
     }
 
     fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
-        supervisor.messages.expect("all VMs run", LIMIT);
-        let consoles = (0..nodes).map(|node| Console::open(home, node)).collect();
-        let members = Pidfd::children_of(supervisor.pid());
-        assert_eq!(members.len(), nodes);
-        Network { home, supervisor, state, consoles, members }
+        let mut network = Network { home, supervisor, state, consoles: Vec::new(), members: Vec::new() };
+        network.meet(nodes);
+        network
+    }
+
+    /// Waits until all VMs run, and finds them.
+    pub(crate) fn meet(&mut self, nodes: usize) {
+        self.supervisor.messages.expect("all VMs run", LIMIT);
+        self.consoles = (0..nodes).map(|node| Console::open(self.home, &self.state, node)).collect();
+        let status = self.status();
+        let pids = status["nodes"].as_array().unwrap().iter().map(|node| node["pid"].as_i64().unwrap() as i32);
+        self.members = pids.map(|pid| Pidfd::open(pid).unwrap()).collect();
+        assert_eq!(self.members.len(), nodes);
     }
 
     /// Runs `ckvmm network VERB`.
@@ -141,6 +179,11 @@ impl<'a> Network<'a> {
 
     pub(crate) fn goes_on(&mut self) {
         self.go_on(&(0..self.consoles.len()).collect::<Vec<_>>());
+    }
+
+    /// All but one.
+    pub(crate) fn go_on_but(&mut self, gone: Option<usize>) {
+        self.go_on(&(0..self.consoles.len()).filter(|node| Some(*node) != gone).collect::<Vec<_>>());
     }
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
@@ -176,7 +219,7 @@ impl<'a> Network<'a> {
     }
 
     /// They run on without the supervisor. Their names are free when they are gone.
-    fn kill_members(&mut self) {
+    pub(crate) fn kill_members(&mut self) {
         let members = std::mem::take(&mut self.members);
         members.iter().for_each(Pidfd::kill9);
         members.iter().for_each(|member| member.wait(LIMIT));

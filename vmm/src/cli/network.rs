@@ -47,8 +47,14 @@ enum NetworkVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Press all power buttons
-    Down(State),
+    /// Press all power buttons; a guest that ignores its own is ended after its vm.json's stop_timeout
+    Down {
+        #[command(flatten)]
+        state: State,
+        /// End all VMs now, without asking the guests
+        #[arg(long)]
+        force: bool,
+    },
     /// For tests: let links be slow, stand still or break
     Link(links::Fault),
     /// Write what goes over a node's links to a file for tcpdump or Wireshark
@@ -65,7 +71,7 @@ pub(super) struct State {
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         match self.verb {
-            NetworkVerb::Up { config, state } => return Ok(supervisor::up(&config, state.dir)?),
+            NetworkVerb::Up { config, state } => return supervisor::up(&config, state.dir),
             NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
@@ -79,7 +85,9 @@ impl Args {
                     output::print(&table(&status))?;
                 }
             }
-            NetworkVerb::Down(state) => drop(ask(&find_state(state.dir)?, Verb::Down)?),
+            NetworkVerb::Down { state, force } => {
+                ask(&find_state(state.dir)?, if force { Verb::Kill } else { Verb::Down })?;
+            }
             NetworkVerb::Link(fault) => fault.run()?,
             NetworkVerb::Capture(capture) => capture.run()?,
         }

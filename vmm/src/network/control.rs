@@ -33,6 +33,8 @@ pub enum Verb {
     Status,
     /// Press all power buttons.
     Down,
+    /// End all VMs.
+    Kill,
     /// Let something go wrong with links.
     Fault(Option<LinkName>, Fault),
     /// Capture what goes over them to this new file; without one, end that.
@@ -110,7 +112,16 @@ pub fn find_state(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let running: Vec<_> = dirs.filter(|dir| at(dir, |path| UnixStream::connect(path)).is_ok()).collect();
     match <[PathBuf; 1]>::try_from(running) {
         Ok([one]) => Ok(one),
-        Err(several) => Err(anyhow!("{} networks run from here; give --state DIR", several.len())),
+        Err(none) if none.is_empty() => Err(anyhow!(
+            "the current directory: no network runs from here; go where its state directory is, or give --state"
+        )),
+        Err(several) => {
+            let names: Vec<_> = several.iter().map(|dir| dir.display().to_string()).collect();
+            Err(anyhow!(
+                "the current directory: several networks run from here; give --state, one of {}",
+                names.join(", ")
+            ))
+        }
     }
 }
 

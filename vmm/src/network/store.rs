@@ -10,7 +10,7 @@
 //! Invariants: a directory is begun by one coordinator, and of all who decide about it one does, see [`write_once`]. A
 //! number is not used again. What is not committed is swept by the next supervisor, which holds the lock.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -20,11 +20,10 @@ use ckvmm_net::coordinator::Decision;
 use ckvmm_snapshot::{Store, write_once};
 use uuid::Uuid;
 
-use super::manifest::{Manifest, NAME};
+use super::manifest::{ABORT, Manifest, NAME};
 use crate::error::{Error, Result};
-use crate::host::terminal::say;
+use crate::host::{self, terminal::say};
 
-const ABORT: &str = "ABORT";
 const LOCK: &str = ".network.lock";
 
 /// A store that this process has for itself.
@@ -51,19 +50,31 @@ impl NetStore {
             |source| io_error(path, "cannot hold checkpoints; mend that, or give another checkpoint.dir", source);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = lock(&path.join(LOCK))?;
-        let store = NetStore { path: path.into(), before: 0, _lock: lock };
-        let numbers = store.numbers().map_err(failed)?;
+        let mut store = NetStore { path: path.into(), before: 0, _lock: lock };
+        store.begin_life().map_err(failed)?;
+        Ok(store)
+    }
+
+    /// Another life of the network begins, and no VM of the one before runs any more: what is not committed goes, and cuts
+    /// are counted anew.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn begin_life(&mut self) -> io::Result<()> {
+        let numbers = numbers(&self.path)?;
         for number in &numbers {
-            let dir = store.path.join(format!("{number:06}"));
-            if !is_committed(&dir) {
-                remove(&dir);
+            let dir = self.path.join(format!("{number:06}"));
+            if !is_committed(&dir)
+                && let Err(error) = remove(&dir)
+            {
+                say(&format!("{}: no checkpoint, and cannot be removed: {error}", dir.display()));
             }
         }
-        if let Err(error) = Store::new(path).sweep_staging() {
+        if let Err(error) = Store::new(&self.path).sweep_staging() {
             say(&format!("what unfinished checkpoints left cannot be removed: {error}"));
         }
-        let before = numbers.last().copied().unwrap_or(0);
-        Ok(NetStore { before, ..store })
+        self.before = numbers.last().copied().unwrap_or(0);
+        Ok(())
     }
 
     /// Where it is.
@@ -102,11 +113,10 @@ impl NetStore {
     /// It may be decided or not.
     pub fn commit(&self, cut: Colour, manifest: &Manifest) -> Result<Decision> {
         let dir = self.directory(cut);
-        let bytes = serde_json::to_vec_pretty(manifest).expect("every path is UTF-8, and nothing else can fail");
         // The names of the parts, before what says that they are there.
         let sync = File::open(&dir).and_then(|dir| dir.sync_all());
         sync.map_err(|source| io_error(&dir, "cannot be made durable; mend the file system", source))?;
-        let decided = self.decide(&dir, &bytes, Decision::Commit)?;
+        let decided = self.decide(&dir, manifest.encode().as_bytes(), Decision::Commit)?;
         if decided == Decision::Commit {
             self.point_latest_at(&dir);
         }
@@ -121,18 +131,10 @@ impl NetStore {
         let dir = self.directory(cut);
         let decided = self.decide(&dir, format!("{ABORT} {reason}\n").as_bytes(), Decision::Abort)?;
         if decided == Decision::Abort {
-            remove(&dir);
+            // What stays is no checkpoint, and is swept.
+            let _ = remove(&dir);
         }
         Ok(decided)
-    }
-
-    /// Removes the oldest checkpoints of the network `name` beyond the newest `keep`.
-    pub fn prune(&self, name: &str, keep: usize) {
-        let numbers = self.numbers().unwrap_or_default().into_iter();
-        let dirs = numbers.map(|number| self.path.join(format!("{number:06}")));
-        let ours = |dir: &PathBuf| Manifest::load(dir).is_ok_and(|manifest| *manifest.name == *name);
-        let ours: Vec<PathBuf> = dirs.filter(ours).collect();
-        ours.iter().take(ours.len().saturating_sub(keep)).for_each(|dir| remove(dir));
     }
 
     fn decide(&self, dir: &Path, bytes: &[u8], wish: Decision) -> Result<Decision> {
@@ -143,20 +145,6 @@ impl NetStore {
         let there =
             fs::read(&path).map_err(|source| io_error(&path, "cannot be read; mend the file system", source))?;
         Ok(if there.starts_with(ABORT.as_bytes()) { Decision::Abort } else { Decision::Commit })
-    }
-
-    /// All numbers in use, in order.
-    fn numbers(&self) -> io::Result<Vec<u64>> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            if name.len() >= 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
-                numbers.extend(name.parse::<u64>().ok());
-            }
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
     }
 
     /// Only a hint: that it cannot be made is no matter.
@@ -176,11 +164,43 @@ pub fn lock(path: &Path) -> Result<File> {
     let failed =
         |source| io_error(path, "cannot be locked; stop the network that uses it, or use another directory", source);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(failed(ErrorKind::WouldBlock.into())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    match host::lock::take(&file).map_err(failed)? {
+        true => Ok(file),
+        false => Err(failed(io::Error::other("a running network has it"))),
     }
+}
+
+/// Removes the oldest checkpoints of networks beyond the newest `keep`, of the network `name` if one is given, and returns
+/// where they were. One that is damaged stays, and counts for nothing. What the others have of those that go stays with
+/// them.
+///
+/// # Errors
+/// The first that cannot be removed.
+pub fn prune(store: &Path, name: Option<&str>, keep: usize) -> Result<Vec<PathBuf>> {
+    let failed = |source| io_error(store, "cannot be listed; name a directory of checkpoints", source);
+    let dirs = numbers(store).map_err(failed)?.into_iter().map(|number| store.join(format!("{number:06}")));
+    let is_meant =
+        |dir: &PathBuf| Manifest::load(dir).is_ok_and(|manifest| name.is_none_or(|name| *manifest.name == *name));
+    let mut old: Vec<PathBuf> = dirs.filter(is_meant).collect();
+    old.truncate(old.len().saturating_sub(keep));
+    for dir in &old {
+        remove(dir).map_err(|source| io_error(dir, "cannot be removed; mend the file system", source))?;
+    }
+    Ok(old)
+}
+
+/// All numbers in use in a store, in order.
+fn numbers(store: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(store)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name.len() >= 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            numbers.extend(name.parse::<u64>().ok());
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// A single VM's checkpoint, which may be here too, is committed in the same way.
@@ -189,11 +209,10 @@ fn is_committed(dir: &Path) -> bool {
 }
 
 /// Removes a checkpoint; it is whole or has a name that is swept. What cannot be removed now is swept at the next start.
-fn remove(dir: &Path) {
+fn remove(dir: &Path) -> io::Result<()> {
     let doomed = dir.with_file_name(format!(".STAGING-{}", Uuid::new_v4()));
-    if fs::rename(dir, &doomed).is_ok() {
-        let _ = fs::remove_dir_all(&doomed);
-    }
+    fs::rename(dir, &doomed)?;
+    fs::remove_dir_all(&doomed)
 }
 
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {

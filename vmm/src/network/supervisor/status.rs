@@ -32,7 +32,8 @@ impl Supervisor {
             "started": self.started,
             "incarnation": self.incarnation,
             "store": self.store.path(),
-            "last_checkpoint": self.last.map(|cut| self.store.directory(cut)),
+            "last_checkpoint": self.last,
+            "restores": self.failures.restores(),
             "nodes": nodes,
         })
     }
