@@ -1,5 +1,7 @@
 //! A network of our own guests under test, each with its console and its account of frames.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
@@ -11,8 +13,9 @@ use std::{
 
 use ckvmm_tests::{
     LIMIT,
-    api::Api,
+    api::{Api, wait_until},
     bare_metal::Home,
+    birth::{Expecting, Held},
     console::{Lines, value},
     paths,
     pidfd::Pidfd,
@@ -62,7 +65,9 @@ impl Console {
     fn open(home: &Home, state: &Path, node: usize) -> Self {
         let path = home.join(format!("ckvmm/c-n-{node}.console"));
         let socket = UnixStream::connect(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let mut log = File::open(state.join(format!("n-{node}/console.log"))).unwrap();
+        // Made after the socket.
+        let path = state.join(format!("n-{node}/console.log"));
+        let mut log = wait_until("its log is there", || File::open(&path).ok());
         log.seek(SeekFrom::End(0)).unwrap();
         let said = Said { log, socket: socket.try_clone().unwrap() };
         let lines = Lines::read(&format!("console of node {node}"), said);
@@ -190,6 +195,13 @@ impl<'a> Network<'a> {
         let dir = PathBuf::from(self.ask(&["checkpoint"]));
         assert!(dir.join("manifest.json").exists(), "{}", dir.display());
         dir
+    }
+
+    /// Asks for a checkpoint; `node`'s writer is held.
+    pub(crate) fn begin_cut(&self, node: usize) -> Held {
+        let expecting = Expecting::new(self.members[node].pid());
+        self.supervisor.signal(Signal::SIGUSR1);
+        expecting.child()
     }
 
     /// What each has said of its part of the last cut.

@@ -17,7 +17,7 @@ use std::{
 use ckvmm_tests::{
     LIMIT,
     bare_metal::Home,
-    birth::{Expecting, Held},
+    birth::Held,
     lines::{FAILED, is_error, refused},
     mount,
 };
@@ -52,13 +52,6 @@ enum Victim {
     Writer,
 }
 
-/// Asks for a checkpoint; `node`'s writer is held.
-fn begin_cut(network: &Network<'_>, node: usize) -> Held {
-    let expecting = Expecting::new(network.members[node].pid());
-    network.supervisor.signal(Signal::SIGUSR1);
-    expecting.child()
-}
-
 /// Waits for the file `path`: it is written once, by way of another name.
 fn comes(path: &Path) {
     let begun = Instant::now();
@@ -82,16 +75,16 @@ fn is_committed(home: &Home, number: u32) -> bool {
 fn come_to(network: &Network<'_>, home: &Home, phase: Phase) -> Option<Held> {
     match phase {
         Phase::Before => None,
-        Phase::Writing(node) => Some(begin_cut(network, node)),
+        Phase::Writing(node) => Some(network.begin_cut(node)),
         Phase::Prepared => {
-            let writer = begin_cut(network, 0);
+            let writer = network.begin_cut(0);
             network.supervisor.signal(Signal::SIGSTOP);
             drop(writer);
             (0..NODES).for_each(|node| comes(&checkpoint(home, 2).join(format!("n-{node}/manifest.json"))));
             None
         }
         Phase::Committed => {
-            drop(begin_cut(network, 0));
+            drop(network.begin_cut(0));
             comes(&checkpoint(home, 2).join("manifest.json"));
             None
         }
@@ -172,7 +165,7 @@ fn a_killed_writer_and_a_killed_supervisor_cost_the_cut_and_nothing_else() {
     let home = Home::new();
     let mut network = Network::up(&home, NODES, "broadcast=1/16");
     network.goes_on();
-    let writer = begin_cut(&network, 1);
+    let writer = network.begin_cut(1);
     network.goes_on();
     writer.kill9();
     let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
@@ -180,7 +173,7 @@ fn a_killed_writer_and_a_killed_supervisor_cost_the_cut_and_nothing_else() {
     network.goes_on();
     let last = network.checkpoint();
 
-    let writer = begin_cut(&network, 2);
+    let writer = network.begin_cut(2);
     network.supervisor.signal(Signal::SIGKILL);
     drop(writer);
     network.goes_on();
@@ -191,19 +184,40 @@ fn a_killed_writer_and_a_killed_supervisor_cost_the_cut_and_nothing_else() {
     network.kill9();
 }
 
-#[test]
-#[ignore = "minutes"]
-fn whoever_is_killed_in_whichever_phase_the_last_commit_stands() {
+/// Kills of the supervisor and of each VM in one phase.
+fn survives_all(phase: Phase) {
     if guest::skipped() {
         return;
     }
-    let everybody = || [Victim::Supervisor].into_iter().chain((0..NODES).map(Victim::Vm));
-    for phase in [Phase::Before, Phase::Prepared, Phase::Committed] {
-        everybody().for_each(|victim| survives(phase, victim));
+    survives(phase, Victim::Supervisor);
+    (0..NODES).for_each(|node| survives(phase, Victim::Vm(node)));
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_before_a_cut_the_last_commit_stands() {
+    survives_all(Phase::Before);
+}
+
+#[test]
+#[ignore = "two minutes"]
+fn whoever_is_killed_while_a_cut_is_written_the_last_commit_stands() {
+    survives_all(Phase::Writing(0));
+    if !guest::skipped() {
+        (0..NODES).for_each(|node| survives(Phase::Writing(node), Victim::Writer));
     }
-    for node in 0..NODES {
-        everybody().chain([Victim::Writer]).for_each(|victim| survives(Phase::Writing(node), victim));
-    }
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_when_all_are_prepared_the_last_commit_stands() {
+    survives_all(Phase::Prepared);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_after_the_commit_it_stands() {
+    survives_all(Phase::Committed);
 }
 
 #[test]
@@ -251,7 +265,7 @@ fn of_two_coordinators_one_decides() {
     refused(&other, FAILED, &["checkpoints/.network.lock", "a running network has it"]);
 
     // One that no lock has kept away decides about a cut while that is being made.
-    let writer = begin_cut(&network, 0);
+    let writer = network.begin_cut(0);
     fs::write(checkpoint(&home, 2).join("manifest.json"), "ABORT by another one\n").unwrap();
     drop(writer);
     let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);

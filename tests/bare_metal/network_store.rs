@@ -9,13 +9,15 @@ use ckvmm_tests::{
     lines::{FAILED, is_error, refused},
 };
 
+use serde_json::json;
+
 use crate::{cluster::Network, guest};
 
 const NODES: usize = 2;
 
 /// A store with three checkpoints of a network that runs no more.
 fn store(home: &Home) {
-    let mut network = Network::up(home, NODES, "");
+    let mut network = Network::up_with(home, NODES, "", &json!({ "checkpoint": { "dir": "checkpoints" } }));
     for number in 1..=3 {
         network.goes_on();
         assert_eq!(network.checkpoint(), home.checkpoint(number));
@@ -86,11 +88,13 @@ fn a_damaged_checkpoint_of_a_network_is_refused_by_name() {
             let output = home.run(verb.iter().chain(&[dir.to_str().unwrap()]));
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(FAILED), "{said}");
-            is_error(said.lines().last().unwrap(), &[named]);
+            // The VM that finds it ends, and the others miss their links: which one is named is chance.
+            let by_chance = number == 1 && verb[0] == "network";
+            is_error(said.lines().last().unwrap(), if by_chance { &[] } else { std::slice::from_ref(&named) });
         }
     }
     let list = home.ok(["list", "checkpoints"]);
-    assert!(list.contains("000002/manifest.json: changed after it was committed"), "{list}");
+    assert!(list.contains("000002/manifest.json: ") && list.contains("; use a copy, or another checkpoint"), "{list}");
     // One that cannot be restored counts for nothing.
     assert_eq!(home.ok(["prune", "checkpoints", "--keep", "1"]), "");
     let none = home.run(["network", "restore", "checkpoints"]);

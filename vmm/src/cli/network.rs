@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{ExitStatus, links, output};
-use crate::network::control::{Verb, ask, find_state};
+use crate::network::control::{Verb, ask, find_orphan, find_state};
 use crate::network::supervisor;
 
 /// Run a network of VMs that is checkpointed in one instant
@@ -37,6 +37,8 @@ enum NetworkVerb {
         #[command(flatten)]
         state: State,
     },
+    /// Take over the VMs of a network whose supervisor was killed, and stay with them until they end
+    Adopt(State),
     /// Checkpoint all VMs in one instant, and wait until that is durable
     Checkpoint(State),
     /// Show the network's nodes
@@ -73,6 +75,7 @@ impl Args {
         match self.verb {
             NetworkVerb::Up { config, state } => return supervisor::up(&config, state.dir),
             NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
+            NetworkVerb::Adopt(state) => return supervisor::adopt(&find_orphan(state.dir)?),
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
                 output::print(dir.as_str().unwrap_or_default())?;

@@ -4,15 +4,15 @@
 //! STORE/000042/            made when the cut is begun: the intent
 //!     NODE/                a node's image, whole
 //!     manifest.json        written once: the commit; or "ABORT" and the reason, until it is swept
-//! STORE/.network.lock      held by the supervisor that makes checkpoints here
+//! STORE/.network.lock      held by the supervisor that makes checkpoints here; the number of its newest cut
 //! ```
 //!
 //! Invariants: a directory is begun by one coordinator, and of all who decide about it one does, see [`write_once`]. A
 //! number is not used again. What is not committed is swept by the next supervisor, which holds the lock.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ckvmm_net::Colour;
@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 use crate::host::{self, terminal::say};
 
 const LOCK: &str = ".network.lock";
+/// A number is read from a file: no more of it than this.
+const NUMBER_BYTES_MAX: u64 = 20;
 
 /// A store that this process has for itself.
 #[derive(Debug)]
@@ -32,8 +34,12 @@ pub struct NetStore {
     path: PathBuf,
     /// The number of the checkpoint before the first cut.
     before: u64,
-    _lock: File,
+    /// Its content is the number of the newest cut, for a supervisor that takes over.
+    lock: File,
 }
+
+/// The newest cut that was begun, and what is decided about it, if anything is.
+pub type Newest = (Colour, Option<Decision>);
 
 /// Where the parts of a cut are.
 pub fn directory(store: &Path, before: u64, cut: Colour) -> PathBuf {
@@ -50,9 +56,43 @@ impl NetStore {
             |source| io_error(path, "cannot hold checkpoints; mend that, or give another checkpoint.dir", source);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = lock(&path.join(LOCK))?;
-        let mut store = NetStore { path: path.into(), before: 0, _lock: lock };
+        let mut store = NetStore { path: path.into(), before: 0, lock };
         store.begin_life().map_err(failed)?;
         Ok(store)
+    }
+
+    /// Takes over from a supervisor that is gone, in whose life `before` was the number before the first cut; says which cut is
+    /// the newest, and what is decided about it.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or another supervisor has it.
+    pub fn take_over(path: &Path, before: u64) -> Result<(NetStore, Option<Newest>)> {
+        let store = NetStore { path: path.into(), before, lock: lock(&path.join(LOCK))? };
+        let failed = |source| io_error(path, "cannot be read; mend the file system", source);
+        let mut noted = String::new();
+        (&store.lock).take(NUMBER_BYTES_MAX).read_to_string(&mut noted).map_err(failed)?;
+        let there = numbers(path).map_err(failed)?.last().copied();
+        let newest = noted.trim().parse().ok().max(there).filter(|newest| *newest > before);
+        let newest = newest.map(|newest: u64| {
+            let dir = path.join(format!("{newest:06}"));
+            let decision = match fs::read(dir.join(NAME)) {
+                Ok(bytes) if bytes.starts_with(ABORT.as_bytes()) => Some(Decision::Abort),
+                Ok(_) => Some(Decision::Commit),
+                Err(_) if dir.exists() => None,
+                // It was aborted, and removed.
+                Err(_) => Some(Decision::Abort),
+            };
+            (Colour(newest - before), decision)
+        });
+        Ok((store, newest))
+    }
+
+    /// The last checkpoint of this life.
+    pub fn newest_committed(&self) -> Option<PathBuf> {
+        let numbers = numbers(&self.path).unwrap_or_default().into_iter().rev();
+        let dirs =
+            numbers.take_while(|number| *number > self.before).map(|number| self.path.join(format!("{number:06}")));
+        dirs.into_iter().find(|dir| is_committed(dir))
     }
 
     /// Another life of the network begins, and no VM of the one before runs any more: what is not committed goes, and cuts
@@ -103,6 +143,9 @@ impl NetStore {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(failed)?,
         }
+        // Always as long: where there is no room any more, there is room for this.
+        let number = format!("{:020}", self.before + cut.0);
+        self.lock.write_all_at(number.as_bytes(), 0).map_err(failed)?;
         File::open(&self.path).and_then(|store| store.sync_all()).map_err(failed)?;
         Ok(true)
     }
@@ -163,7 +206,14 @@ impl NetStore {
 pub fn lock(path: &Path) -> Result<File> {
     let failed =
         |source| io_error(path, "cannot be locked; stop the network that uses it, or use another directory", source);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
     match host::lock::take(&file).map_err(failed)? {
         true => Ok(file),
         false => Err(failed(io::Error::other("a running network has it"))),

@@ -28,14 +28,14 @@ impl Supervisor {
         let manifest = Manifest {
             format,
             version,
-            name: self.name.clone(),
+            name: self.terms.name.clone(),
             lineage: self.lineage,
             incarnation: self.incarnation,
             cut: cut.0,
             created: Timestamp::now(),
-            checkpoint: self.checkpoint.clone(),
-            on_failure: self.on_failure,
-            max_restores: self.failures.max_restores(),
+            checkpoint: self.terms.checkpoint.clone(),
+            on_failure: self.terms.on_failure,
+            max_restores: self.terms.max_restores,
             nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
         };
         self.store.commit(cut, &manifest)

@@ -22,10 +22,16 @@ impl Supervisor {
         if self.stopped || self.goes_back || self.coordinator.members()[node.index()] != Member::On {
             return Ok(());
         }
-        let name = self.seats[node.index()].name.clone();
+        let name = &self.seats[node.index()].name;
         if !self.started && self.failures.restores() == 0 {
-            return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, &name) });
+            return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, name) });
         }
+        self.lost(node)
+    }
+
+    /// A member is gone without a word.
+    pub(super) fn lost(&mut self, node: Node) -> Result<()> {
+        let name = self.seats[node.index()].name.clone();
         if self.ending {
             // It was to end.
             self.feed(Input::Lost(node));

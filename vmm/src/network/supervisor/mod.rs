@@ -4,12 +4,14 @@
 //! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
 //! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
+mod adopt;
 mod cut;
 mod failure;
 mod links;
 mod start;
 mod status;
 
+pub use adopt::{adopt, has_run};
 pub use start::{restore, up};
 
 use std::collections::VecDeque;
@@ -25,6 +27,7 @@ use ckvmm_net::cut::Why;
 use ckvmm_net::{Colour, Node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -60,8 +63,8 @@ pub enum Heard {
     Said(FromMember),
     /// It will say no more.
     Silence,
-    /// Its process has ended.
-    End(Ended),
+    /// Its process has ended; how, only a parent knows.
+    End(Option<Ended>),
 }
 
 /// A node.
@@ -82,17 +85,24 @@ struct Process {
     channel: Arc<Channel>,
     /// It has said its last word.
     silent: bool,
-    ended: Option<Ended>,
+    ended: Option<Option<Ended>>,
+}
+
+/// What a network is, in each of its lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Terms {
+    name: Id,
+    checkpoint: CheckpointConfig,
+    on_failure: OnFailure,
+    max_restores: u32,
 }
 
 /// A running network.
 struct Supervisor {
-    name: Id,
+    terms: Terms,
     lineage: Uuid,
     /// The number of this life.
     incarnation: u64,
-    checkpoint: CheckpointConfig,
-    on_failure: OnFailure,
     failures: Failures,
     store: NetStore,
     state: PathBuf,
@@ -156,7 +166,7 @@ impl Supervisor {
     }
 
     fn plan_next(&mut self) {
-        self.due = self.checkpoint.every.map(|every| Instant::now() + every);
+        self.due = self.terms.checkpoint.every.map(|every| Instant::now() + every);
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {
@@ -230,11 +240,17 @@ impl Supervisor {
 
     /// Tells the coordinator, and does what it says, and so on.
     fn feed(&mut self, input: Input<Part>) {
-        let mut inputs = VecDeque::from([input]);
-        while let Some(input) = inputs.pop_front() {
-            let mut outputs = Vec::new();
+        let mut outputs = Vec::new();
+        self.coordinator.handle(input, &mut outputs);
+        self.perform_all(outputs);
+    }
+
+    fn perform_all(&mut self, mut outputs: Vec<Output<Part>>) {
+        let mut inputs = VecDeque::new();
+        loop {
+            inputs.extend(outputs.drain(..).filter_map(|output| self.perform(output)));
+            let Some(input) = inputs.pop_front() else { return };
             self.coordinator.handle(input, &mut outputs);
-            inputs.extend(outputs.into_iter().filter_map(|output| self.perform(output)));
         }
     }
 
@@ -242,7 +258,7 @@ impl Supervisor {
         match output {
             Output::Send(node, message) => {
                 if message == ToMember::Go && !std::mem::replace(&mut self.started, true) {
-                    say(&format!("network {}: all VMs run", self.name));
+                    say(&format!("network {}: all VMs run", self.terms.name));
                 }
                 self.tell(node, &message.into(), &[]);
                 None
@@ -272,8 +288,8 @@ impl Supervisor {
                 None
             }
             Output::Prune(_) => {
-                let keep = self.checkpoint.keep.unwrap_or(u32::MAX) as usize;
-                if let Err(error) = store::prune(self.store.path(), Some(&self.name), keep) {
+                let keep = self.terms.checkpoint.keep.unwrap_or(u32::MAX) as usize;
+                if let Err(error) = store::prune(self.store.path(), Some(&self.terms.name), keep) {
                     say(&format!("old checkpoints cannot be removed: {error}"));
                 }
                 None

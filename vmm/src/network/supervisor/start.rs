@@ -11,8 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use ckvmm_net::Node;
@@ -20,15 +19,15 @@ use ckvmm_net::coordinator::{Coordinator, Member};
 use nix::unistd::Pid;
 use uuid::Uuid;
 
-use super::{Event, Heard, Process, Seat, Supervisor};
+use super::{Event, Heard, Process, Seat, Supervisor, Terms};
 use crate::cli::ExitStatus;
-use crate::config::{CheckpointConfig, Id};
+use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::signals::{Asked, Signals};
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
 use crate::network::control;
-use crate::network::failure::{Failures, OnFailure};
+use crate::network::failure::Failures;
 use crate::network::manifest::Manifest;
 use crate::network::message::{Place, ToMember};
 use crate::network::store::{self, NetStore};
@@ -38,11 +37,8 @@ const OUTPUT: &str = "output";
 
 /// A network that is to be started.
 pub(super) struct Beginning {
-    name: Id,
+    terms: Terms,
     pub(super) incarnation: u64,
-    checkpoint: CheckpointConfig,
-    on_failure: OnFailure,
-    max_restores: u32,
     pub(super) nodes: Vec<Beginner>,
     /// The checkpoint that it goes on from.
     from: Option<PathBuf>,
@@ -77,8 +73,8 @@ pub fn up(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
     });
     let nodes = nodes.collect::<Result<_>>()?;
     let NetConfig { name, checkpoint, on_failure, max_restores, .. } = config;
-    let beginning = Beginning { name, incarnation: 0, checkpoint, on_failure, max_restores, nodes, from: None };
-    beginning.run(state, signals, lock)
+    let terms = Terms { name, checkpoint, on_failure, max_restores };
+    Beginning { terms, incarnation: 0, nodes, from: None }.run(state, signals, lock)
 }
 
 /// Continues a network from a checkpoint, and stays until it ends. The checkpoint is only read.
@@ -113,22 +109,34 @@ impl Beginning {
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let Manifest { name, incarnation, checkpoint, on_failure, max_restores, .. } = manifest;
-        let incarnation = incarnation + 1;
-        Ok(Beginning { name, incarnation, checkpoint, on_failure, max_restores, nodes, from: Some(from) })
+        let terms = Terms { name, checkpoint, on_failure, max_restores };
+        Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from) })
     }
 
     fn run(self, state: PathBuf, signals: Signals, _lock: File) -> anyhow::Result<ExitStatus> {
-        let store = self.checkpoint.dir.clone().unwrap_or_else(|| state.join("checkpoints"));
+        let Beginning { terms, incarnation, nodes, from } = self;
+        let store = terms.checkpoint.dir.clone().unwrap_or_else(|| state.join("checkpoints"));
         let store = NetStore::open(&store)?;
+        let mut supervisor = Supervisor::new(terms, store, state, signals);
+        (supervisor.incarnation, supervisor.last) = (incarnation, from);
+        supervisor.begin(nodes)?;
+        control::listen(&supervisor.state, &supervisor.sender)?;
+        supervisor.run()
+    }
+}
+
+impl Supervisor {
+    /// One that has no VMs yet.
+    pub(super) fn new(terms: Terms, store: NetStore, state: PathBuf, signals: Signals) -> Supervisor {
         let (sender, events) = mpsc::channel();
-        deliver(signals, &sender);
-        let mut supervisor = Supervisor {
-            name: self.name,
+        let told = sender.clone();
+        // A supervisor that has ended needs no signals.
+        signals.deliver(move |asked: Asked| drop(told.send(Event::Signal(asked))));
+        Supervisor {
+            failures: Failures::new(terms.on_failure, terms.max_restores),
+            terms,
             lineage: Uuid::new_v4(),
-            incarnation: self.incarnation,
-            checkpoint: self.checkpoint,
-            on_failure: self.on_failure,
-            failures: Failures::new(self.on_failure, self.max_restores),
+            incarnation: 0,
             store,
             state,
             seats: Vec::new(),
@@ -138,20 +146,15 @@ impl Beginning {
             asker: None,
             deadline: None,
             due: None,
-            last: self.from,
+            last: None,
             started: false,
             then_stop: false,
             stopped: false,
             ending: false,
             goes_back: false,
-        };
-        supervisor.begin(self.nodes)?;
-        control::listen(&supervisor.state, &supervisor.sender)?;
-        supervisor.run()
+        }
     }
-}
 
-impl Supervisor {
     /// Begins a life with these nodes.
     pub(super) fn begin(&mut self, nodes: Vec<Beginner>) -> Result<()> {
         let is_on = |node: &Beginner| if node.arguments.is_some() { Member::On } else { Member::Off };
@@ -171,7 +174,7 @@ impl Supervisor {
             self.seats.push(Seat { name, nic, mac: node.mac, process, part: None });
         }
         self.plan_next();
-        Ok(())
+        self.write_record()
     }
 
     fn place(&self, nodes: &[Beginner], me: u16, links: Vec<(u16, OwnedFd)>) -> (Place, Vec<OwnedFd>) {
@@ -239,32 +242,31 @@ fn links(nodes: &[Beginner]) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
 
 /// Hears what a member says, and of its end.
 fn listen(mut child: Child, channel: &Arc<Channel>, tell: impl Fn(Heard) + Clone + Send + 'static) -> Result<()> {
-    let (channel, say) = (Arc::clone(channel), tell.clone());
-    let hear = move || {
-        while let Ok(Some((message, _))) = channel.receive() {
-            say(Heard::Said(message));
-        }
-        say(Heard::Silence);
-    };
+    hear(channel, tell.clone())?;
     let wait = move || {
         if let Ok(status) = child.wait() {
-            tell(Heard::End(status));
+            tell(Heard::End(Some(status)));
         }
     };
-    let thread = |run| thread::Builder::new().name("node".into()).spawn(run);
-    thread(Box::new(hear) as Box<dyn FnOnce() + Send>).map_err(Error::os("starting a thread"))?;
-    thread(Box::new(wait)).map_err(Error::os("starting a thread"))?;
+    thread::Builder::new().name("node".into()).spawn(wait).map_err(Error::os("starting a thread"))?;
     Ok(())
 }
 
-fn deliver(signals: Signals, events: &Sender<Event>) {
-    let events = events.clone();
-    // A supervisor that has ended needs no signals.
-    signals.deliver(move |asked: Asked| drop(events.send(Event::Signal(asked))));
+/// Hears what a member says.
+pub(super) fn hear(channel: &Arc<Channel>, tell: impl Fn(Heard) + Send + 'static) -> Result<()> {
+    let channel = Arc::clone(channel);
+    let hear = move || {
+        while let Ok(Some((message, _))) = channel.receive() {
+            tell(Heard::Said(message));
+        }
+        tell(Heard::Silence);
+    };
+    thread::Builder::new().name("node".into()).spawn(hear).map_err(Error::os("starting a thread"))?;
+    Ok(())
 }
 
 /// The network's state directory, absolute, and its lock.
-fn open_state(path: &Path) -> Result<(PathBuf, File)> {
+pub(super) fn open_state(path: &Path) -> Result<(PathBuf, File)> {
     let path = std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
     make_dir(&path)?;
     let lock = store::lock(&path.join("network.lock"))?;

@@ -12,8 +12,9 @@ impl Supervisor {
         if self.stopped {
             return ExitStatus::Checkpointed;
         }
-        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended);
-        if ended().all(|ended| ended.success()) {
+        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended).flatten();
+        let lost = self.coordinator.members().contains(&Member::Lost);
+        if !lost && ended().all(|ended| ended.success()) {
             ExitStatus::Success
         } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed as i32)) {
             ExitStatus::GuestCrashed
@@ -27,7 +28,7 @@ impl Supervisor {
         let nodes = self.seats.iter().zip(self.coordinator.members());
         let nodes: Vec<Value> = nodes.map(|(seat, member)| show(seat, *member)).collect();
         json!({
-            "name": self.name,
+            "name": self.terms.name,
             "pid": std::process::id(),
             "started": self.started,
             "incarnation": self.incarnation,
