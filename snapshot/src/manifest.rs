@@ -9,8 +9,8 @@
 //! }
 //! ```
 //!
-//! Invariants: the seal is the last member and is the digest of every byte of the file before its line's comma, so a
-//! changed byte anywhere in the manifest is seen, and through it one in any other file. The format version is read
+//! Invariants: a changed byte anywhere in the manifest is seen by its seal, and through it one in any other file. The format
+//! version is read
 //! before the seal is, so that a manifest of another version says so. Members that this build does not know are
 //! ignored; one that changes what an old reader would do raises [`FORMAT_VERSION`].
 
@@ -22,11 +22,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::digest::{Digest, FileDigest};
+use crate::digest::FileDigest;
 use crate::error::{Error, Flaw, Result, Versions};
 use crate::files;
 use crate::limits::{IMAGE_FILE_BYTES_MAX, MANIFEST_BYTES_MAX, MANIFEST_FILES_MAX};
 use crate::names;
+use crate::seal::{is_sealed, sealed};
 
 /// Versions of the image format that this build reads. It writes the first that has what the image needs: 1, 2 if it
 /// builds on other checkpoints, 3 if it has frames of a network.
@@ -103,10 +104,6 @@ struct VersionOnly {
     format_version: u64,
 }
 
-const SEAL_OPEN: &str = ",\n  \"seal\": \"";
-const SEAL_CLOSE: &str = "\"\n}\n";
-const SEAL_DIGEST_BYTES: usize = "blake3:".len() + 64;
-
 impl Manifest {
     /// Reads and verifies the manifest of the checkpoint directory `dir`; no other file is looked at.
     ///
@@ -129,9 +126,7 @@ impl Manifest {
         let path = Path::new(names::MANIFEST);
         let json = serde_json::to_string_pretty(self)
             .map_err(|source| Error::Damaged { path: path.to_path_buf(), why: source.to_string() })?;
-        let mut out = json.strip_suffix("\n}").expect("an object with members ends in a line of its own").to_owned();
-        let seal = Digest::of(out.as_bytes());
-        out.push_str(&format!("{SEAL_OPEN}{seal}{SEAL_CLOSE}"));
+        let out = sealed(&json);
         match out.len() as u64 {
             bytes if bytes > MANIFEST_BYTES_MAX => {
                 Err(Error::TooLarge { path: path.to_path_buf(), bytes, limit: MANIFEST_BYTES_MAX })
@@ -155,7 +150,9 @@ impl Manifest {
         if !(u64::from(FORMAT_VERSIONS.oldest)..=u64::from(FORMAT_VERSIONS.newest)).contains(&found) {
             return Err(Flaw::Version { found, reads: FORMAT_VERSIONS });
         }
-        check_seal(bytes)?;
+        if !is_sealed(bytes) {
+            return Err(Flaw::broken("its seal does not match: it was changed after it was written"));
+        }
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|source| Flaw::broken(source.to_string()))?;
         manifest.check_files()?;
         Ok(manifest)
@@ -216,16 +213,6 @@ impl Manifest {
         }
         Ok(())
     }
-}
-
-/// Compares the seal with the bytes before it. The tail's spelling is fixed, so its own bytes are covered too.
-fn check_seal(bytes: &[u8]) -> Result<(), Flaw> {
-    let changed = || Flaw::broken("its seal does not match: it was changed after it was written");
-    let tail_bytes = SEAL_OPEN.len() + SEAL_DIGEST_BYTES + SEAL_CLOSE.len();
-    let body_bytes = bytes.len().checked_sub(tail_bytes).ok_or_else(changed)?;
-    let (body, tail) = bytes.split_at(body_bytes);
-    let expected = format!("{SEAL_OPEN}{}{SEAL_CLOSE}", Digest::of(body));
-    if tail == expected.as_bytes() { Ok(()) } else { Err(changed()) }
 }
 
 /// Why there is no manifest in `dir`, and what the user probably meant.

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
-    fs,
-    io::Write,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
@@ -13,8 +13,9 @@ use std::{
 
 use ckvmm_tests::{
     LIMIT,
-    api::Api,
+    api::{Api, wait_until},
     bare_metal::Home,
+    birth::{Expecting, Held},
     console::{Lines, value},
     paths,
     pidfd::Pidfd,
@@ -25,6 +26,27 @@ use serde_json::{Value, json};
 
 /// Frames that each node gets between two events.
 const FRAMES: u64 = 300;
+
+/// What a guest says. Its socket is only what wakes who waits: what somebody does not read in time is lost there, and on a
+/// busy host that happens; in the log, which is written first, it is not.
+struct Said {
+    log: File,
+    socket: UnixStream,
+}
+
+impl Read for Said {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.log.read(buffer)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            if self.socket.read(&mut [0; 4096]).unwrap_or(0) == 0 {
+                return self.log.read(buffer);
+            }
+        }
+    }
+}
 
 /// A node's console.
 pub(crate) struct Console {
@@ -40,10 +62,15 @@ pub(crate) struct Account {
 }
 
 impl Console {
-    fn open(home: &Home, node: usize) -> Self {
+    fn open(home: &Home, state: &Path, node: usize) -> Self {
         let path = home.join(format!("ckvmm/c-n-{node}.console"));
         let socket = UnixStream::connect(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let lines = Lines::read(&format!("console of node {node}"), socket.try_clone().unwrap());
+        // Made after the socket.
+        let path = state.join(format!("n-{node}/console.log"));
+        let mut log = wait_until("its log is there", || File::open(&path).ok());
+        log.seek(SeekFrom::End(0)).unwrap();
+        let said = Said { log, socket: socket.try_clone().unwrap() };
+        let lines = Lines::read(&format!("console of node {node}"), said);
         Console { socket, lines }
     }
 
@@ -82,19 +109,25 @@ impl Console {
 pub(crate) struct Network<'a> {
     home: &'a Home,
     pub(crate) supervisor: Ckvmm,
-    state: PathBuf,
+    pub(crate) state: PathBuf,
     pub(crate) consoles: Vec<Console>,
-    /// While they run.
-    members: Vec<Pidfd>,
+    /// By node, while they run.
+    pub(crate) members: Vec<Pidfd>,
 }
 
 impl<'a> Network<'a> {
     pub(crate) fn up(home: &'a Home, nodes: usize, more: &str) -> Self {
-        let net = json!({
+        Self::up_with(home, nodes, more, &json!({}))
+    }
+
+    /// With these fields in `net.json`, too.
+    pub(crate) fn up_with(home: &'a Home, nodes: usize, more: &str, fields: &Value) -> Self {
+        let mut net = json!({
             "version": 1, "name": "c", "subnet": "10.77.0.0/24",
             "nodes": [{ "name": "n", "count": nodes, "config": "node.json" }],
             "checkpoint": { "dir": "checkpoints", "keep": 2 },
         });
+        net.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let node = json!({
             "version": 1, "name": "node", "memory": "32MiB",
             "kernel": {
@@ -116,11 +149,19 @@ impl<'a> Network<'a> {
     }
 
     fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
-        supervisor.messages.expect("all VMs run", LIMIT);
-        let consoles = (0..nodes).map(|node| Console::open(home, node)).collect();
-        let members = Pidfd::children_of(supervisor.pid());
-        assert_eq!(members.len(), nodes);
-        Network { home, supervisor, state, consoles, members }
+        let mut network = Network { home, supervisor, state, consoles: Vec::new(), members: Vec::new() };
+        network.meet(nodes);
+        network
+    }
+
+    /// Waits until all VMs run, and finds them.
+    pub(crate) fn meet(&mut self, nodes: usize) {
+        self.supervisor.messages.expect("all VMs run", LIMIT);
+        self.consoles = (0..nodes).map(|node| Console::open(self.home, &self.state, node)).collect();
+        let status = self.status();
+        let pids = status["nodes"].as_array().unwrap().iter().map(|node| node["pid"].as_i64().unwrap() as i32);
+        self.members = pids.map(|pid| Pidfd::open(pid).unwrap()).collect();
+        assert_eq!(self.members.len(), nodes);
     }
 
     /// Runs `ckvmm network VERB`.
@@ -145,10 +186,22 @@ impl<'a> Network<'a> {
         self.go_on(&(0..self.consoles.len()).collect::<Vec<_>>());
     }
 
+    /// All but one.
+    pub(crate) fn go_on_but(&mut self, gone: Option<usize>) {
+        self.go_on(&(0..self.consoles.len()).filter(|node| Some(*node) != gone).collect::<Vec<_>>());
+    }
+
     pub(crate) fn checkpoint(&self) -> PathBuf {
         let dir = PathBuf::from(self.ask(&["checkpoint"]));
         assert!(dir.join("manifest.json").exists(), "{}", dir.display());
         dir
+    }
+
+    /// Asks for a checkpoint; `node`'s writer is held.
+    pub(crate) fn begin_cut(&self, node: usize) -> Held {
+        let expecting = Expecting::new(self.members[node].pid());
+        self.supervisor.signal(Signal::SIGUSR1);
+        expecting.child()
     }
 
     /// What each has said of its part of the last cut.
@@ -178,7 +231,7 @@ impl<'a> Network<'a> {
     }
 
     /// They run on without the supervisor. Their names are free when they are gone.
-    fn kill_members(&mut self) {
+    pub(crate) fn kill_members(&mut self) {
         let members = std::mem::take(&mut self.members);
         members.iter().for_each(Pidfd::kill9);
         members.iter().for_each(|member| member.wait(LIMIT));

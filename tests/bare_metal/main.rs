@@ -29,6 +29,9 @@ mod net_model;
 #[path = "../../guest-images/bare-metal/net_node.rs"]
 mod net_node;
 mod network;
+mod network_end;
+mod network_faults;
+mod network_store;
 mod oracle;
 mod picture;
 mod qcow2;

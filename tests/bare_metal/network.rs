@@ -159,8 +159,8 @@ fn a_guest_that_powers_off_in_the_middle_of_a_cut_is_part_of_it() {
         network.ask(&["link", "--delay", "0ms"]);
         checkpoint.join().unwrap()
     });
-    let status = network.status();
-    assert_eq!(status["nodes"][2]["state"], "off", "{status}");
+    let is_off = || network.status()["nodes"][2]["state"] == "off";
+    wait_until("the guest that powered off is off", || is_off().then_some(()));
     network.go_on(&[0, 1]);
     network.checkpoint();
     network.kill9();

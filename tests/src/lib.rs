@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bare_metal;
+pub mod birth;
 pub mod cgroup;
 pub mod config;
 pub mod console;

@@ -39,6 +39,11 @@ impl Pidfd {
         pids.filter_map(Self::open).filter(|child| child.parent() == Some(parent)).collect()
     }
 
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     fn parent(&self) -> Option<u32> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())

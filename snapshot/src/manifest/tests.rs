@@ -1,6 +1,7 @@
 //! A trip wire on the bytes of a manifest, its seal, and manifests that lie.
 
 use super::*;
+use crate::digest::Digest;
 
 const MANIFEST: &str = include_str!("version-1.json");
 
@@ -76,8 +77,7 @@ fn sealed(json: &serde_json::Value) -> Vec<u8> {
     let mut json = json.clone();
     json.as_object_mut().expect("an object").remove("seal");
     let text = serde_json::to_string_pretty(&json).expect("JSON");
-    let body = text.strip_suffix("\n}").expect("an object");
-    format!("{body}{SEAL_OPEN}{}{SEAL_CLOSE}", Digest::of(body.as_bytes())).into_bytes()
+    crate::seal::sealed(&text).into_bytes()
 }
 
 #[test]

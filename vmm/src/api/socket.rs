@@ -15,11 +15,11 @@ use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::config::{Id, SOCKET_PATH_MAX};
+use crate::host::lock as file_lock;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -85,7 +85,7 @@ pub fn default_path(name: &Id) -> PathBuf {
 pub struct BoundSocket {
     path: PathBuf,
     listener: UnixListener,
-    lock: Option<Flock<File>>,
+    lock: Option<File>,
 }
 
 impl BoundSocket {
@@ -147,7 +147,7 @@ fn lock_path(path: &Path) -> PathBuf {
 
 /// Takes the lock of `path`. Its file is removed by who holds it, so that after locking we look whether the file that
 /// we locked is still the one that has the name.
-fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
+fn lock(path: &Path) -> Result<File, SocketError> {
     let name = lock_path(path);
     let failed = |what| {
         let path = name.clone();
@@ -157,14 +157,12 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&name).map_err(failed("the socket's lock cannot be made"))?;
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(SocketError::InUse(path.to_owned())),
-            Err((_, e)) => return Err(failed("the socket's lock cannot be taken")(e.into())),
-        };
-        let ours = lock.metadata().map_err(failed("the socket's lock cannot be read"))?;
+        if !file_lock::take(&file).map_err(failed("the socket's lock cannot be taken"))? {
+            return Err(SocketError::InUse(path.to_owned()));
+        }
+        let ours = file.metadata().map_err(failed("the socket's lock cannot be read"))?;
         if fs::metadata(&name).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(lock);
+            return Ok(file);
         }
     }
     Err(SocketError::InUse(path.to_owned()))

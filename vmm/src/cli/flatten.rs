@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ckvmm_snapshot::{Image, Progress};
 
 use super::{ExitStatus, output, progress};
+use crate::network::{manifest, whole::Whole};
 
 /// Copy a checkpoint into one that shares no files with others; every byte is compared with its digest
 #[derive(Debug, clap::Args)]
@@ -21,9 +22,14 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
-        let image = Image::open(&self.checkpoint)?;
         let progress = Progress::default();
-        let made = progress::watched("copying", &progress, || image.flatten(&self.out, &progress))?;
+        let made = if manifest::is_one(&self.checkpoint) {
+            let whole = Whole::open(&self.checkpoint)?;
+            progress::watched("copying", &progress, || whole.flatten(&self.out, &progress))?
+        } else {
+            let image = Image::open(&self.checkpoint)?;
+            progress::watched("copying", &progress, || image.flatten(&self.out, &progress))?
+        };
         output::print(&made.display().to_string())?;
         Ok(ExitStatus::Success)
     }

@@ -6,6 +6,8 @@ use ckvmm_snapshot::{Entry, Manifest, Store};
 use serde_json::{Value, json};
 
 use super::{ExitStatus, UsageError, output};
+use crate::network::manifest;
+use crate::network::whole::{Whole, WholePart};
 
 /// Name of what makes a directory a checkpoint.
 const MANIFEST: &str = "manifest.json";
@@ -27,11 +29,16 @@ impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let entries = open(&self.store)?.list()?;
         if self.json {
-            output::print_json(&entries.iter().map(as_json).collect::<Vec<_>>())?;
+            output::print_json(
+                &entries.iter().map(|entry| network_json(entry).unwrap_or_else(|| as_json(entry))).collect::<Vec<_>>(),
+            )?;
         } else {
             let header =
                 ["CHECKPOINT", "AGE", "VM", "MEMORY", "OWN", "SHARED", "PAUSE", "DURATION", "MODE", "PARENT", "ID"];
-            output::print(&output::table(&header, entries.iter().map(row)))?;
+            output::print(&output::table(
+                &header,
+                entries.iter().map(|entry| network_row(entry).unwrap_or_else(|| row(entry))),
+            ))?;
         }
         Ok(ExitStatus::Success)
     }
@@ -84,4 +91,39 @@ fn row(entry: &Entry) -> Vec<String> {
         }
         Err(e) => vec![name, super::exit::one_line(&e.to_string())],
     }
+}
+
+/// A network's checkpoint, if the entry is one, or why it cannot be restored.
+fn whole(entry: &Entry) -> Option<anyhow::Result<Whole>> {
+    manifest::is_one(&entry.path).then(|| Whole::open(&entry.path))
+}
+
+fn network_json(entry: &Entry) -> Option<Value> {
+    Some(match whole(entry)? {
+        Ok(whole) => super::inspect::network_json(&whole),
+        Err(error) => json!({ "path": entry.path, "error": format!("{error:#}") }),
+    })
+}
+
+/// Of all its VMs: what they have in all, and the longest pause.
+fn network_row(entry: &Entry) -> Option<Vec<String>> {
+    let name = entry.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Whole { manifest, parts, .. } = match whole(entry)? {
+        Ok(whole) => whole,
+        Err(error) => return Some(vec![name, super::exit::one_line(&format!("{error:#}"))]),
+    };
+    let of_all = |each: fn(&WholePart) -> u64| parts.iter().map(each);
+    Some(vec![
+        name,
+        output::age(manifest.created),
+        format!("{} ({} VMs)", manifest.name, parts.len()),
+        output::bytes(of_all(|part| part.manifest.memory_bytes).sum()),
+        output::bytes(of_all(|part| output::on_disk(&part.path, &part.manifest).0).sum()),
+        output::bytes(of_all(|part| output::on_disk(&part.path, &part.manifest).1).sum()),
+        output::time(of_all(|part| part.manifest.pause_us).max().unwrap_or(0)),
+        output::time(of_all(|part| part.manifest.duration_us).max().unwrap_or(0)),
+        parts.iter().map(|part| part.manifest.mode.as_str()).max().unwrap_or("-").to_owned(),
+        "-".to_owned(),
+        format!("{}:{}", manifest.lineage, manifest.cut),
+    ])
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{ExitStatus, links, output};
-use crate::network::control::{Verb, ask, find_state};
+use crate::network::control::{Verb, ask, find_orphan, find_state};
 use crate::network::supervisor;
 
 /// Run a network of VMs that is checkpointed in one instant
@@ -46,6 +46,8 @@ enum NetworkVerb {
         #[command(flatten)]
         state: State,
     },
+    /// Take over the VMs of a network whose supervisor was killed, and stay with them until they end
+    Adopt(State),
     /// Checkpoint all VMs in one instant, and wait until that is durable
     Checkpoint(State),
     /// Show the network's nodes
@@ -56,8 +58,14 @@ enum NetworkVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Press all power buttons
-    Down(State),
+    /// Press all power buttons; a guest that ignores its own is ended after its vm.json's stop_timeout
+    Down {
+        #[command(flatten)]
+        state: State,
+        /// End all VMs now, without asking the guests
+        #[arg(long)]
+        force: bool,
+    },
     /// For tests: let links be slow, stand still or break
     Link(links::Fault),
     /// Write what goes over a node's links to a file for tcpdump or Wireshark
@@ -74,9 +82,10 @@ pub(super) struct State {
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         match self.verb {
-            NetworkVerb::Up { config, state } => return Ok(supervisor::up(&config, state.dir)?),
-            NetworkVerb::Run { config, state } => return Ok(supervisor::run(&config, state.dir)?),
+            NetworkVerb::Up { config, state } => return supervisor::up(&config, state.dir),
+            NetworkVerb::Run { config, state } => return supervisor::run(&config, state.dir),
             NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
+            NetworkVerb::Adopt(state) => return supervisor::adopt(&find_orphan(state.dir)?),
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
                 output::print(dir.as_str().unwrap_or_default())?;
@@ -89,7 +98,9 @@ impl Args {
                     output::print(&table(&status))?;
                 }
             }
-            NetworkVerb::Down(state) => drop(ask(&find_state(state.dir)?, Verb::Down)?),
+            NetworkVerb::Down { state, force } => {
+                ask(&find_state(state.dir)?, if force { Verb::Kill } else { Verb::Down })?;
+            }
             NetworkVerb::Link(fault) => fault.run()?,
             NetworkVerb::Capture(capture) => capture.run()?,
         }

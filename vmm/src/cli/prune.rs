@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ckvmm_snapshot::Store;
 
 use super::{ExitStatus, output};
+use crate::network;
 
 /// Remove all numbered checkpoints but the newest; what newer ones have of them stays
 #[derive(Debug, clap::Args)]
@@ -14,7 +15,7 @@ pub(super) struct Args {
     /// A directory of checkpoints
     #[arg(value_name = "STORE")]
     store: PathBuf,
-    /// How many to keep
+    /// How many to keep, of single VMs and of networks each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep: u32,
 }
@@ -22,7 +23,9 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let store = super::list::open(&self.store)?;
-        for path in Store::prune(&store, self.keep as usize, None)? {
+        let keep = self.keep as usize;
+        let of_networks = network::store::prune(&self.store, None, keep)?;
+        for path in Store::prune(&store, keep, None)?.into_iter().chain(of_networks) {
             output::print(&path.display().to_string())?;
         }
         Ok(ExitStatus::Success)

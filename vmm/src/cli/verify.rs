@@ -6,6 +6,7 @@ use ckvmm_snapshot::{Image, Progress};
 use serde_json::json;
 
 use super::{ExitStatus, output, progress};
+use crate::network::{manifest, whole::Whole};
 
 /// Compare every byte of a checkpoint with its digests
 #[derive(Debug, clap::Args)]
@@ -23,9 +24,9 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let progress = Progress::default();
-        let verified = Image::open(&self.checkpoint)
-            .and_then(|image| progress::watched("verifying", &progress, || image.verify(&progress)));
-        let (checked, path) = (progress.bytes_done(), self.checkpoint.display());
+        let verified = self.verify(&progress);
+        let checked = verified.as_ref().map_or_else(|_| progress.bytes_done(), |checked| *checked);
+        let path = self.checkpoint.display();
         if self.json {
             let error = verified.as_ref().err().map(ToString::to_string);
             let whole = error.is_none();
@@ -37,5 +38,16 @@ impl Args {
             output::print(&format!("{path}: whole ({} compared with their digests)", output::bytes(checked)))?;
         }
         Ok(ExitStatus::Success)
+    }
+
+    /// Returns how many bytes of RAM and disks are whole.
+    fn verify(&self, progress: &Progress) -> anyhow::Result<u64> {
+        if manifest::is_one(&self.checkpoint) {
+            let whole = Whole::open(&self.checkpoint)?;
+            return progress::watched("verifying", progress, || whole.verify(progress));
+        }
+        let image = Image::open(&self.checkpoint)?;
+        progress::watched("verifying", progress, || image.verify(progress))?;
+        Ok(progress.bytes_done())
     }
 }

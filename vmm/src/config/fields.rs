@@ -24,7 +24,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("nics[]", "an object like { \"id\": \"eth0\", \"uplink\": { \"tap\": \"tap0\" } }"),
     ("nics[].id", "a name of a-z, 0-9 and -, at most 63 long, like \"eth0\""),
     ("nics[].mac", "a unicast MAC address like \"02:00:00:00:00:01\""),
-    ("nics[].uplink", "{ \"tap\": NAME }"),
+    ("nics[].uplink", "{ \"tap\": NAME }, or \"network\" if `ckvmm network` starts the VM"),
     ("nics[].uplink.tap", "the name of a TAP interface, at most 15 bytes, like \"tap0\""),
     ("nics[].uplink.passt", "an object like { \"forward\": [ \"2222:22\" ] }"),
     ("nics[].uplink.passt.forward", "a list like [ \"2222:22\" ]"),

@@ -4,12 +4,13 @@
 //! until the process ends, however it ends.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use super::lock;
 use crate::error::{Error, Result};
 
 /// A pid is read from somebody else's lock file: no more of it than this.
@@ -36,7 +37,7 @@ impl StateDir {
         let lock_path = path.join("lock");
         let what = "cannot be written; mend that, or give another directory with --state (or --work)";
         let io_error = |source| Error::Io { path: lock_path.clone(), what, source };
-        let mut lock = OpenOptions::new()
+        let mut held = OpenOptions::new()
             .create(true)
             .truncate(false)
             .read(true)
@@ -44,16 +45,12 @@ impl StateDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io_error)?;
-        match lock.try_lock() {
-            Ok(()) => {
-                // Only for people who look: the lock itself is what counts.
-                let noted = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-                noted.map_err(io_error)?;
-                Ok(StateDir { path: path.into(), _lock: lock })
-            }
-            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: path.into(), pid: owner(&lock) }),
-            Err(TryLockError::Error(error)) => Err(io_error(error)),
+        if !lock::take(&held).map_err(io_error)? {
+            return Err(Error::Busy { path: path.into(), pid: owner(&held) });
         }
+        // Only for people who look: the lock itself is what counts.
+        held.set_len(0).and_then(|()| writeln!(held, "{}", std::process::id())).map_err(io_error)?;
+        Ok(StateDir { path: path.into(), _lock: held })
     }
 
     /// The directory.

@@ -4,16 +4,23 @@
 
 #![allow(unsafe_code)] // descriptors come as numbers
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4,
+    bind, connect, getsockopt, recvmsg, sendmsg, socket, socketpair,
 };
+use nix::unistd::Pid;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest message, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Name of the socket where a member waits for a supervisor that takes over.
+const SOCKET: &str = "supervisor.sock";
 /// Most descriptors in a message: less than Linux allows (SCM_MAX_FD).
 pub const DESCRIPTORS_MAX: usize = 250;
 
@@ -29,7 +36,46 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
+/// A socket in the directory `dir`, which is private, where a member waits for a supervisor.
+///
+/// # Errors
+/// It cannot be made there.
+pub fn listen(dir: &Path) -> io::Result<OwnedFd> {
+    let _ = std::fs::remove_file(dir.join(SOCKET));
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    at(dir, |address| bind(listener.as_raw_fd(), address))?;
+    socket::listen(&listener, Backlog::new(1)?)?;
+    Ok(listener)
+}
+
+/// A socket's address is short; a path by way of an open directory is, too.
+fn at(dir: &Path, make: impl FnOnce(&UnixAddr) -> nix::Result<()>) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    Ok(make(&UnixAddr::new(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(SOCKET))?)?)
+}
+
 impl Channel {
+    /// To the member whose state directory is `dir`, and the number of its process.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn connect(dir: &Path) -> io::Result<(Channel, Pid)> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        at(dir, |address| connect(socket.as_raw_fd(), address))?;
+        let pid = getsockopt(&socket, PeerCredentials)?.pid();
+        Ok((Channel(socket), Pid::from_raw(pid)))
+    }
+
+    /// Waits for somebody who connects.
+    ///
+    /// # Errors
+    /// The system has no descriptors left.
+    pub fn accept(listener: &OwnedFd) -> io::Result<Channel> {
+        let socket = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows it.
+        Ok(Channel(unsafe { OwnedFd::from_raw_fd(socket) }))
+    }
+
     /// The channel over this socket.
     pub fn new(socket: OwnedFd) -> Channel {
         Channel(socket)

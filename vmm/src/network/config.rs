@@ -4,7 +4,8 @@
 //! {
 //!   "version": 1, "name": "c", "subnet": "10.77.0.0/24",
 //!   "nodes": [ { "name": "n", "count": 4, "config": "node.json" } ],
-//!   "checkpoint": { "dir": "checkpoints", "every": "60s", "keep": 3 }
+//!   "checkpoint": { "dir": "checkpoints", "every": "60s", "keep": 3 },
+//!   "on_failure": "restore", "max_restores": 3
 //! }
 //! ```
 //!
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::channel::DESCRIPTORS_MAX;
+use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
 use crate::api::socket::default_dir;
 use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
@@ -49,6 +51,12 @@ pub struct NetConfig {
     /// Where checkpoints go, and when they are made.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What is done when a VM is gone without a word.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// How often at most the network goes back to its last checkpoint by itself.
+    #[serde(default = "default_max_restores")]
+    pub max_restores: u32,
 }
 
 /// Nodes that are alike.
@@ -256,6 +264,7 @@ mod tests {
         refused(json!({ "colour": 1 }), json!({}), "colour");
         refused(json!({ "job": { "on": "n-3" } }), json!({}), "job.on");
         refused(json!({ "job": { "of": "n-0" } }), json!({}), "job.of");
+        refused(json!({ "on_failure": "panic" }), json!({}), "on_failure");
         refused(json!({ "subnet": "10.77.0.0/30" }), json!({}), "subnet");
         refused(json!({ "subnet": "10.77.0.1/24" }), json!({}), "subnet");
         refused(json!({ "nodes": [{ "name": "n", "config": "node.json" }] }), json!({}), "nodes");

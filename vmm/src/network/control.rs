@@ -33,6 +33,8 @@ pub enum Verb {
     Status,
     /// Press all power buttons.
     Down,
+    /// End all VMs.
+    Kill,
     /// Let something go wrong with links.
     Fault(Option<LinkName>, Fault),
     /// Capture what goes over them to this new file; without one, end that.
@@ -105,13 +107,43 @@ pub fn find_state(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(given) = given {
         return Ok(given);
     }
-    let names = fs::read_dir(".").context("the current directory: cannot be listed; give --state")?;
-    let dirs = names.filter_map(|entry| Some(entry.ok()?.path()));
-    let running: Vec<_> = dirs.filter(|dir| at(dir, |path| UnixStream::connect(path)).is_ok()).collect();
-    match <[PathBuf; 1]>::try_from(running) {
+    let running = states_here()?.into_iter().filter(|dir| at(dir, |path| UnixStream::connect(path)).is_ok());
+    match <[PathBuf; 1]>::try_from(running.collect::<Vec<_>>()) {
         Ok([one]) => Ok(one),
-        Err(several) => Err(anyhow!("{} networks run from here; give --state DIR", several.len())),
+        Err(none) if none.is_empty() => Err(anyhow!(
+            "the current directory: no network runs from here; go where its state directory is, or give --state"
+        )),
+        Err(several) => {
+            let names: Vec<_> = several.iter().map(|dir| dir.display().to_string()).collect();
+            Err(anyhow!(
+                "the current directory: several networks run from here; give --state, one of {}",
+                names.join(", ")
+            ))
+        }
     }
+}
+
+/// The state directory of the one network in the current directory that has run and has no supervisor.
+///
+/// # Errors
+/// There is none, or there are several.
+pub fn find_orphan(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(given) = given {
+        return Ok(given);
+    }
+    let alone = |dir: &PathBuf| super::supervisor::has_run(dir) && at(dir, |path| UnixStream::connect(path)).is_err();
+    let orphans: Vec<PathBuf> = states_here()?.into_iter().filter(alone).collect();
+    let one = <[PathBuf; 1]>::try_from(orphans);
+    let [one] = one.map_err(|found| {
+        anyhow!("the current directory: {} networks here have no supervisor; give --state DIR", found.len())
+    })?;
+    Ok(one)
+}
+
+/// What may be state directories in the current directory.
+fn states_here() -> anyhow::Result<Vec<PathBuf>> {
+    let names = fs::read_dir(".").context("the current directory: cannot be listed; give --state")?;
+    Ok(names.filter_map(|entry| Some(entry.ok()?.path())).collect())
 }
 
 /// A socket's address is short; a path by way of an open directory is, too.

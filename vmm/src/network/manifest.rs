@@ -1,18 +1,19 @@
 //! `manifest.json` of a network's checkpoint: which VMs it is of, and the digests of their manifests.
 //!
-//! Invariants: it is written once, and that is the commit. What it lists was whole and on the disk before; through the
-//! digests a changed byte in any node's manifest is seen, and through that one in any of its files.
+//! Invariants: it is written once, and that is the commit. What it lists was whole and on the disk before. A changed byte in
+//! it is seen by its seal; through its digests one in any node's manifest, and through that one in any of its files.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use ckvmm_snapshot::Digest;
+use ckvmm_snapshot::{Digest, is_sealed, sealed};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
 use super::message::Part;
 use crate::config::{CheckpointConfig, Id};
@@ -23,6 +24,14 @@ pub const NAME: &str = "manifest.json";
 const BYTES_MAX: u64 = 4 << 20;
 const FORMAT: &str = "ckvmm-network";
 const VERSION: u32 = 1;
+/// How a file of that name begins if the cut is none.
+pub const ABORT: &str = "ABORT";
+
+/// Read before all else, whatever the rest of the file looks like.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
+}
 
 /// What a checkpoint of a network says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +55,12 @@ pub struct Manifest {
     /// With whose end the network ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
+    /// What is done when a VM is gone.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// How often at most the network goes back by itself.
+    #[serde(default = "default_max_restores")]
+    pub max_restores: u32,
     /// All nodes, in their order.
     pub nodes: Vec<NodeEntry>,
 }
@@ -80,6 +95,11 @@ impl Manifest {
         (FORMAT.to_owned(), VERSION)
     }
 
+    /// The bytes of the file, seal included.
+    pub fn encode(&self) -> String {
+        sealed(&serde_json::to_string_pretty(self).expect("every path is UTF-8, and nothing else can fail"))
+    }
+
     /// Reads the manifest of the checkpoint `dir`, and compares with it the manifests of its nodes.
     ///
     /// # Errors
@@ -89,21 +109,34 @@ impl Manifest {
         let shown = path.display();
         let bytes = read(&path)
             .with_context(|| format!("{}: no checkpoint of a network; name one like STORE/000001", dir.display()))?;
-        let manifest: Manifest = serde_json::from_slice(&bytes)
-            .ok()
-            .filter(|manifest: &Manifest| manifest.format == FORMAT)
-            .with_context(|| format!("{shown}: not of a network; `ckvmm restore` restores a single VM"))?;
-        if manifest.version != VERSION {
-            bail!("{shown}: version {}, this ckvmm reads {VERSION}; use a newer ckvmm", manifest.version);
+        ensure!(!bytes.starts_with(ABORT.as_bytes()), "{shown}: of a cut that is no checkpoint; name another one");
+        if !is_of_network(&bytes) {
+            bail!("{shown}: not of a network, or damaged; `ckvmm restore` restores a single VM");
         }
+        let damaged = || format!("{shown}: damaged; use a copy, or another checkpoint");
+        let Format { version } = serde_json::from_slice(&bytes).with_context(damaged)?;
+        ensure!(version == VERSION, "{shown}: version {version}, this ckvmm reads {VERSION}; use a newer ckvmm");
+        ensure!(is_sealed(&bytes), "{shown}: changed after it was committed; use a copy, or another checkpoint");
+        let manifest: Manifest = serde_json::from_slice(&bytes).with_context(damaged)?;
         for node in &manifest.nodes {
             let Some(part) = &node.part else { continue };
             let path = dir.join(&*node.name).join(NAME);
-            let found = digest(&path).with_context(|| format!("{}: cannot be read; use a copy", path.display()))?;
-            ensure!(found == part.digest, "{}: changed after it was committed; use a copy", path.display());
+            let shown = path.display();
+            let found =
+                digest(&path).with_context(|| format!("{shown}: cannot be read; use a copy, or another checkpoint"))?;
+            ensure!(found == part.digest, "{shown}: changed after it was committed; use a copy, or another checkpoint");
         }
         Ok(manifest)
     }
+}
+
+/// Whether `dir` is a checkpoint of a network and not of a single VM. Nothing else is looked at.
+pub fn is_one(dir: &Path) -> bool {
+    read(&dir.join(NAME)).is_ok_and(|bytes| is_of_network(&bytes))
+}
+
+fn is_of_network(bytes: &[u8]) -> bool {
+    bytes.starts_with(format!("{{\n  \"format\": \"{FORMAT}\"").as_bytes())
 }
 
 /// The digest of a node's manifest.

@@ -3,9 +3,9 @@
 //! Invariant: at most one cut is open here, and its log goes to whoever finishes its image; if that comes to nothing,
 //! the other end of the way is closed, so nobody waits for a log that does not come.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use ckvmm_net::port::{self, Frame, PortConfig};
 use ckvmm_net::{Capture, Colour, Incarnation, Node, Port, log};
 use ckvmm_snapshot::Image;
 
-use super::channel::Channel;
+use super::channel::{self, Channel};
 use super::message::{FromMember, Part, Place, ToMember};
 use crate::config::Id;
 use crate::error::{Error, Result};
@@ -24,6 +24,9 @@ use crate::host::terminal::say;
 
 /// How long a guest that is off waits for its last frames to go out.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The file of a VM's state directory that says that its guest has powered off.
+pub const LEFT: &str = "left";
 
 /// What was under way at a cut, in order.
 pub type Log = Vec<(Node, Frame)>;
@@ -37,6 +40,8 @@ pub enum Event {
     Port(port::Event),
     /// The supervisor is gone.
     Alone,
+    /// Another one has taken over.
+    Supervised(Arc<Channel>),
 }
 
 /// A place in a network, with links, that nobody has taken yet.
@@ -50,6 +55,9 @@ pub struct Invitation {
 /// A member.
 pub struct Member {
     channel: Arc<Channel>,
+    left: PathBuf,
+    /// It was told to go.
+    pub has_gone: bool,
     /// Its place.
     pub place: Place,
     /// Its card's link.
@@ -88,7 +96,12 @@ impl Invitation {
     ///
     /// # Errors
     /// The image's frames cannot be read, or a link is gone.
-    pub fn accept(self, image: Option<&Image>, events: impl Fn(Event) + Clone + Send + 'static) -> Result<Member> {
+    pub fn accept(
+        self,
+        image: Option<&Image>,
+        state: &Path,
+        events: impl Fn(Event) + Clone + Send + 'static,
+    ) -> Result<Member> {
         let Invitation { channel, place, links } = self;
         let nodes = place.macs.len() as u16;
         let logged = image.map(|image| image.network(&place.nic)).transpose()?.flatten();
@@ -104,20 +117,30 @@ impl Invitation {
         let say = events.clone();
         let port = Port::open(config, move |event| say(Event::Port(event)))?;
         let channel = Arc::new(channel);
-        let (listener, links) = (Arc::clone(&channel), port.clone());
+        let left = state.join(LEFT);
+        let _ = fs::remove_file(&left);
+        let door = channel::listen(state).map_err(Error::os("listening for supervisors"))?;
+        let (first, links) = (Arc::clone(&channel), port.clone());
         let listen = move || {
-            while let Ok(Some((message, descriptors))) = listener.receive() {
-                match message {
-                    // Of no matter to the machine.
-                    ToMember::Fault(peer, fault) => links.set_fault(Node(peer), fault.into()),
-                    ToMember::Capture(peer) => capture(&links, peer.map(Node), descriptors.into_iter().next()),
-                    message => events(Event::Told(message)),
+            let mut channel = first;
+            loop {
+                while let Ok(Some((message, descriptors))) = channel.receive() {
+                    match message {
+                        // Of no matter to the machine.
+                        ToMember::Fault(peer, fault) => links.set_fault(Node(peer), fault.into()),
+                        ToMember::Capture(peer) => capture(&links, peer.map(Node), descriptors.into_iter().next()),
+                        message => events(Event::Told(message)),
+                    }
                 }
+                events(Event::Alone);
+                let Ok(next) = Channel::accept(&door) else { return };
+                channel = Arc::new(next);
+                events(Event::Supervised(Arc::clone(&channel)));
             }
-            events(Event::Alone);
         };
         thread::Builder::new().name("network".into()).spawn(listen).map_err(Error::os("starting a thread"))?;
-        Ok(Member { channel, place, port, open: None, owed: None, next: None, part: Part::default() })
+        let (open, owed, next) = (None, None, None);
+        Ok(Member { channel, left, place, port, has_gone: false, open, owed, next, part: Part::default() })
     }
 }
 
@@ -125,6 +148,12 @@ impl Member {
     /// Says something to the supervisor. It may be gone: the VM runs on.
     pub fn say(&self, message: &FromMember) {
         let _ = self.channel.send(message, &[]);
+    }
+
+    /// Hears another supervisor from now on, which must know that this VM is there.
+    pub fn supervised(&mut self, channel: Arc<Channel>) {
+        self.channel = channel;
+        self.say(&FromMember::Ready);
     }
 
     /// Tells the cut something.
@@ -205,6 +234,8 @@ impl Member {
 
     /// The VM has no part in the network any more.
     pub fn leave(&self) {
+        // For a supervisor that takes over; without it this VM counts as lost.
+        let _ = fs::write(&self.left, "");
         self.say(&FromMember::Left(self.port.colour().0));
     }
 

@@ -13,9 +13,11 @@
 pub mod channel;
 pub mod config;
 pub mod control;
+pub mod failure;
 pub mod job;
 pub mod manifest;
 pub mod member;
 pub mod message;
 pub mod store;
 pub mod supervisor;
+pub mod whole;

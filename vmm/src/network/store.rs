@@ -4,15 +4,15 @@
 //! STORE/000042/            made when the cut is begun: the intent
 //!     NODE/                a node's image, whole
 //!     manifest.json        written once: the commit; or "ABORT" and the reason, until it is swept
-//! STORE/.network.lock      held by the supervisor that makes checkpoints here
+//! STORE/.network.lock      held by the supervisor that makes checkpoints here; the number of its newest cut
 //! ```
 //!
 //! Invariants: a directory is begun by one coordinator, and of all who decide about it one does, see [`write_once`]. A
 //! number is not used again. What is not committed is swept by the next supervisor, which holds the lock.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ckvmm_net::Colour;
@@ -20,12 +20,13 @@ use ckvmm_net::coordinator::Decision;
 use ckvmm_snapshot::{Store, write_once};
 use uuid::Uuid;
 
-use super::manifest::{Manifest, NAME};
+use super::manifest::{ABORT, Manifest, NAME};
 use crate::error::{Error, Result};
-use crate::host::terminal::say;
+use crate::host::{self, terminal::say};
 
-const ABORT: &str = "ABORT";
 const LOCK: &str = ".network.lock";
+/// A number is read from a file: no more of it than this.
+const NUMBER_BYTES_MAX: u64 = 20;
 
 /// A store that this process has for itself.
 #[derive(Debug)]
@@ -33,8 +34,12 @@ pub struct NetStore {
     path: PathBuf,
     /// The number of the checkpoint before the first cut.
     before: u64,
-    _lock: File,
+    /// Its content is the number of the newest cut, for a supervisor that takes over.
+    lock: File,
 }
+
+/// The newest cut that was begun, and what is decided about it, if anything is.
+pub type Newest = (Colour, Option<Decision>);
 
 /// Where the parts of a cut are.
 pub fn directory(store: &Path, before: u64, cut: Colour) -> PathBuf {
@@ -51,19 +56,65 @@ impl NetStore {
             |source| io_error(path, "cannot hold checkpoints; mend that, or give another checkpoint.dir", source);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = lock(&path.join(LOCK))?;
-        let store = NetStore { path: path.into(), before: 0, _lock: lock };
-        let numbers = store.numbers().map_err(failed)?;
+        let mut store = NetStore { path: path.into(), before: 0, lock };
+        store.begin_life().map_err(failed)?;
+        Ok(store)
+    }
+
+    /// Takes over from a supervisor that is gone, in whose life `before` was the number before the first cut; says which cut is
+    /// the newest, and what is decided about it.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or another supervisor has it.
+    pub fn take_over(path: &Path, before: u64) -> Result<(NetStore, Option<Newest>)> {
+        let store = NetStore { path: path.into(), before, lock: lock(&path.join(LOCK))? };
+        let failed = |source| io_error(path, "cannot be read; mend the file system", source);
+        let mut noted = String::new();
+        (&store.lock).take(NUMBER_BYTES_MAX).read_to_string(&mut noted).map_err(failed)?;
+        let there = numbers(path).map_err(failed)?.last().copied();
+        let newest = noted.trim().parse().ok().max(there).filter(|newest| *newest > before);
+        let newest = newest.map(|newest: u64| {
+            let dir = path.join(format!("{newest:06}"));
+            let decision = match fs::read(dir.join(NAME)) {
+                Ok(bytes) if bytes.starts_with(ABORT.as_bytes()) => Some(Decision::Abort),
+                Ok(_) => Some(Decision::Commit),
+                Err(_) if dir.exists() => None,
+                // It was aborted, and removed.
+                Err(_) => Some(Decision::Abort),
+            };
+            (Colour(newest - before), decision)
+        });
+        Ok((store, newest))
+    }
+
+    /// The last checkpoint of this life.
+    pub fn newest_committed(&self) -> Option<PathBuf> {
+        let numbers = numbers(&self.path).unwrap_or_default().into_iter().rev();
+        let dirs =
+            numbers.take_while(|number| *number > self.before).map(|number| self.path.join(format!("{number:06}")));
+        dirs.into_iter().find(|dir| is_committed(dir))
+    }
+
+    /// Another life of the network begins, and no VM of the one before runs any more: what is not committed goes, and cuts
+    /// are counted anew.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn begin_life(&mut self) -> io::Result<()> {
+        let numbers = numbers(&self.path)?;
         for number in &numbers {
-            let dir = store.path.join(format!("{number:06}"));
-            if !is_committed(&dir) {
-                remove(&dir);
+            let dir = self.path.join(format!("{number:06}"));
+            if !is_committed(&dir)
+                && let Err(error) = remove(&dir)
+            {
+                say(&format!("{}: no checkpoint, and cannot be removed: {error}", dir.display()));
             }
         }
-        if let Err(error) = Store::new(path).sweep_staging() {
+        if let Err(error) = Store::new(&self.path).sweep_staging() {
             say(&format!("what unfinished checkpoints left cannot be removed: {error}"));
         }
-        let before = numbers.last().copied().unwrap_or(0);
-        Ok(NetStore { before, ..store })
+        self.before = numbers.last().copied().unwrap_or(0);
+        Ok(())
     }
 
     /// Where it is.
@@ -92,6 +143,9 @@ impl NetStore {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(failed)?,
         }
+        // Always as long: where there is no room any more, there is room for this.
+        let number = format!("{:020}", self.before + cut.0);
+        self.lock.write_all_at(number.as_bytes(), 0).map_err(failed)?;
         File::open(&self.path).and_then(|store| store.sync_all()).map_err(failed)?;
         Ok(true)
     }
@@ -102,11 +156,10 @@ impl NetStore {
     /// It may be decided or not.
     pub fn commit(&self, cut: Colour, manifest: &Manifest) -> Result<Decision> {
         let dir = self.directory(cut);
-        let bytes = serde_json::to_vec_pretty(manifest).expect("every path is UTF-8, and nothing else can fail");
         // The names of the parts, before what says that they are there.
         let sync = File::open(&dir).and_then(|dir| dir.sync_all());
         sync.map_err(|source| io_error(&dir, "cannot be made durable; mend the file system", source))?;
-        let decided = self.decide(&dir, &bytes, Decision::Commit)?;
+        let decided = self.decide(&dir, manifest.encode().as_bytes(), Decision::Commit)?;
         if decided == Decision::Commit {
             self.point_latest_at(&dir);
         }
@@ -121,18 +174,10 @@ impl NetStore {
         let dir = self.directory(cut);
         let decided = self.decide(&dir, format!("{ABORT} {reason}\n").as_bytes(), Decision::Abort)?;
         if decided == Decision::Abort {
-            remove(&dir);
+            // What stays is no checkpoint, and is swept.
+            let _ = remove(&dir);
         }
         Ok(decided)
-    }
-
-    /// Removes the oldest checkpoints of the network `name` beyond the newest `keep`.
-    pub fn prune(&self, name: &str, keep: usize) {
-        let numbers = self.numbers().unwrap_or_default().into_iter();
-        let dirs = numbers.map(|number| self.path.join(format!("{number:06}")));
-        let ours = |dir: &PathBuf| Manifest::load(dir).is_ok_and(|manifest| *manifest.name == *name);
-        let ours: Vec<PathBuf> = dirs.filter(ours).collect();
-        ours.iter().take(ours.len().saturating_sub(keep)).for_each(|dir| remove(dir));
     }
 
     fn decide(&self, dir: &Path, bytes: &[u8], wish: Decision) -> Result<Decision> {
@@ -143,20 +188,6 @@ impl NetStore {
         let there =
             fs::read(&path).map_err(|source| io_error(&path, "cannot be read; mend the file system", source))?;
         Ok(if there.starts_with(ABORT.as_bytes()) { Decision::Abort } else { Decision::Commit })
-    }
-
-    /// All numbers in use, in order.
-    fn numbers(&self) -> io::Result<Vec<u64>> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            if name.len() >= 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
-                numbers.extend(name.parse::<u64>().ok());
-            }
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
     }
 
     /// Only a hint: that it cannot be made is no matter.
@@ -175,12 +206,51 @@ impl NetStore {
 pub fn lock(path: &Path) -> Result<File> {
     let failed =
         |source| io_error(path, "cannot be locked; stop the network that uses it, or use another directory", source);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(failed(ErrorKind::WouldBlock.into())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match host::lock::take(&file).map_err(failed)? {
+        true => Ok(file),
+        false => Err(failed(io::Error::other("a running network has it"))),
     }
+}
+
+/// Removes the oldest checkpoints of networks beyond the newest `keep`, of the network `name` if one is given, and returns
+/// where they were. One that is damaged stays, and counts for nothing. What the others have of those that go stays with
+/// them.
+///
+/// # Errors
+/// The first that cannot be removed.
+pub fn prune(store: &Path, name: Option<&str>, keep: usize) -> Result<Vec<PathBuf>> {
+    let failed = |source| io_error(store, "cannot be listed; name a directory of checkpoints", source);
+    let dirs = numbers(store).map_err(failed)?.into_iter().map(|number| store.join(format!("{number:06}")));
+    let is_meant =
+        |dir: &PathBuf| Manifest::load(dir).is_ok_and(|manifest| name.is_none_or(|name| *manifest.name == *name));
+    let mut old: Vec<PathBuf> = dirs.filter(is_meant).collect();
+    old.truncate(old.len().saturating_sub(keep));
+    for dir in &old {
+        remove(dir).map_err(|source| io_error(dir, "cannot be removed; mend the file system", source))?;
+    }
+    Ok(old)
+}
+
+/// All numbers in use in a store, in order.
+fn numbers(store: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(store)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name.len() >= 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            numbers.extend(name.parse::<u64>().ok());
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// A single VM's checkpoint, which may be here too, is committed in the same way.
@@ -189,11 +259,10 @@ fn is_committed(dir: &Path) -> bool {
 }
 
 /// Removes a checkpoint; it is whole or has a name that is swept. What cannot be removed now is swept at the next start.
-fn remove(dir: &Path) {
+fn remove(dir: &Path) -> io::Result<()> {
     let doomed = dir.with_file_name(format!(".STAGING-{}", Uuid::new_v4()));
-    if fs::rename(dir, &doomed).is_ok() {
-        let _ = fs::remove_dir_all(&doomed);
-    }
+    fs::rename(dir, &doomed)?;
+    fs::remove_dir_all(&doomed)
 }
 
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {

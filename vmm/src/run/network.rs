@@ -29,6 +29,8 @@ impl Life<'_> {
     pub(super) fn network(&mut self, event: Event) -> Result<Next> {
         let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
         match event {
+            // Whoever takes over tells all to go: nobody knows whom the one before has told.
+            Event::Told(ToMember::Go) if std::mem::replace(&mut member.has_gone, true) => {}
             Event::Told(ToMember::Go) => {
                 self.machine.resume()?;
                 self.session.shared.set_state(VmState::Running);
@@ -40,6 +42,10 @@ impl Life<'_> {
             Event::Told(ToMember::Place(_) | ToMember::Fault(..) | ToMember::Capture(_)) => {}
             Event::Port(port::Event::Cut(output)) => return self.cut(output),
             Event::Port(port::Event::Broken(error)) => say(&error.to_string()),
+            Event::Supervised(channel) => {
+                member.supervised(channel);
+                say("another supervisor has taken over");
+            }
             Event::Alone => {
                 say("the network's supervisor has ended; the VM runs on, without checkpoints of the network")
             }

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
     machine::ram::Ram,
-    network::member::Invitation,
+    network::{self, member::Invitation},
     state::clock::ClockPolicy,
 };
 
@@ -32,6 +32,10 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
     let invitation = options.member.then(Invitation::receive).transpose()?;
     let path = options.checkpoint.as_path();
+    if network::manifest::is_one(path) {
+        let reason = format!("of a network; `ckvmm network restore {}` continues it", path.display());
+        return Err(Error::Restore { path: path.into(), reason });
+    }
     let mut image = Image::open(path)?;
     if options.verify_full {
         image.verify(&Progress::default())?;

@@ -149,7 +149,8 @@ impl Session {
         let Some(invitation) = invitation else { return Ok(()) };
         let sender = self.sender.clone();
         // A main loop that has ended needs no events.
-        self.network = Some(invitation.accept(image, move |event| drop(sender.send(Event::Network(event))))?);
+        self.network =
+            Some(invitation.accept(image, self.state.path(), move |event| drop(sender.send(Event::Network(event))))?);
         Ok(())
     }
 

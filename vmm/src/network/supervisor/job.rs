@@ -9,8 +9,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::ExitStatus;
-use std::sync::mpsc::Sender;
 use std::thread;
 
 use ckvmm_net::Node;
@@ -21,10 +19,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
 
-use super::{Event, Supervisor};
+use super::{Event, Supervisor, Terms};
+use crate::config::Id;
 use crate::error::{Error, Result};
+use crate::host::state_dir::CONSOLE_LOG;
 use crate::host::terminal::say;
-use crate::network::job::{Ear, Job};
+use crate::network::job::Ear;
 
 /// Bytes read at a time.
 const CHUNK: usize = 64 << 10;
@@ -32,9 +32,9 @@ const CHUNK: usize = 64 << 10;
 /// A job of which is waited for the end.
 #[derive(Debug)]
 pub(super) struct Followed {
-    pub(super) job: Job,
+    on: Id,
     /// Where it runs.
-    pub(super) node: Node,
+    node: Node,
     /// While this is open, its VM runs.
     runs: Option<OwnedFd>,
     /// How it has ended: by itself with a status, or with its VM.
@@ -46,7 +46,7 @@ impl Followed {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(super) fn start(job: Job, node: Node, log: &Path, ear: Ear, events: &Sender<Event>) -> Result<Followed> {
+    fn start(on: Id, node: Node, log: &Path, ear: Ear, tell: impl Fn(Option<u8>) + Send + 'static) -> Result<Followed> {
         let what = "the console cannot be followed; mend that or give another state directory";
         let failed = |source| Error::Io { path: log.into(), what, source };
         let mut file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(log).map_err(failed)?;
@@ -55,29 +55,42 @@ impl Followed {
         let changes = changes.map_err(|errno| failed(errno.into()))?;
         changes.add_watch(log, AddWatchFlags::IN_MODIFY).map_err(|errno| failed(errno.into()))?;
         let (over, runs) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let events = events.clone();
-        let follow = move || {
-            let verdict = follow(file, &changes, &over, ear).unwrap_or(None);
-            // A supervisor that has ended needs no verdict.
-            drop(events.send(Event::Job(verdict)));
-        };
+        let follow = move || tell(follow(file, &changes, &over, ear).unwrap_or(None));
         thread::Builder::new().name("job".into()).spawn(follow).map_err(Error::os("starting a thread"))?;
-        Ok(Followed { job, node, runs: Some(runs), verdict: None })
+        Ok(Followed { on, node, runs: Some(runs), verdict: None })
     }
 
     /// The VM has ended: no more will be said.
-    pub(super) fn ended(&mut self) {
+    fn ended(&mut self) {
         self.runs = None;
     }
 }
 
+impl Terms {
+    pub(super) fn has_job_on(&self, node: &Id) -> bool {
+        self.job.as_ref().is_some_and(|job| job.on == *node)
+    }
+}
+
 impl Supervisor {
-    /// A node's process has ended, and the job with it if it ran there.
-    pub(super) fn ended(&mut self, node: Node, ended: ExitStatus) {
-        if let Some(process) = &mut self.seats[node.index()].process {
-            process.ended = Some(ended);
+    /// Follows the job in this life, before its node says anything: there is none if that is off. `begun` if it may have
+    /// begun before.
+    pub(super) fn follow(&mut self, on: Option<usize>, begun: bool) -> Result<()> {
+        self.job = None;
+        let (Some(job), Some(node)) = (&self.terms.job, on) else { return Ok(()) };
+        let log = self.state.join(&*job.on).join(CONSOLE_LOG);
+        let (life, events) = (self.incarnation, self.sender.clone());
+        // A supervisor that has ended needs no verdict.
+        let tell = move |verdict| drop(events.send(Event::Job(life, verdict)));
+        self.job = Some(Followed::start(job.on.clone(), Node(node as u16), &log, Ear::new(begun), tell)?);
+        Ok(())
+    }
+
+    /// A node's process has ended, and the job with it if it ran there, unless it goes on in another life.
+    pub(super) fn job_is_over_on(&mut self, node: Node) {
+        if !self.goes_back {
+            self.job.iter_mut().filter(|job| job.node == node).for_each(Followed::ended);
         }
-        self.job.iter_mut().filter(|job| job.node == node).for_each(Followed::ended);
     }
 
     /// With the job, the network ends.
@@ -85,15 +98,15 @@ impl Supervisor {
         let Some(job) = &mut self.job else { return };
         job.verdict = Some(verdict);
         if verdict.is_none() && !self.stopped {
-            say(&format!("{}: its VM ended, and did not say how the job did; see docs/network.md", job.job.on));
+            say(&format!("{}: its VM ended, and did not say how the job did; see docs/network.md", job.on));
         }
         self.due = None;
-        self.signal_all(Signal::SIGTERM);
+        self.end(Signal::SIGTERM);
     }
 
     /// What the job has said last is not printed yet.
     pub(super) fn waits_for_job(&self) -> bool {
-        self.job.as_ref().is_some_and(|job| job.verdict.is_none())
+        !self.goes_back && self.job.as_ref().is_some_and(|job| job.verdict.is_none())
     }
 }
 

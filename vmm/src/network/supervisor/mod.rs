@@ -4,11 +4,15 @@
 //! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
 //! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
+mod adopt;
+mod cut;
+mod failure;
 mod job;
 mod links;
 mod start;
 mod status;
 
+pub use adopt::{adopt, has_run};
 pub use start::{restore, run, up};
 
 use std::collections::VecDeque;
@@ -19,24 +23,25 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use ckvmm_net::coordinator::{Coordinator, Decision, Input, Member, Outcome, Output, ToMember, Verdict};
+use ckvmm_net::coordinator::{Coordinator, Input, Output, ToMember, Verdict};
 use ckvmm_net::cut::Why;
 use ckvmm_net::{Colour, Node};
-use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use self::job::Followed;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
-use super::manifest::{self, Manifest, NodeEntry, PartEntry};
+use super::failure::{Failures, OnFailure};
+use super::job::Job;
 use super::message::{FromMember, Part};
-use super::store::NetStore;
+use super::store::{self, NetStore};
 use crate::cli::ExitStatus;
 use crate::config::{CheckpointConfig, Id};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::signals::Asked;
 use crate::host::terminal::say;
 
@@ -46,18 +51,25 @@ const CUT_TIME: Duration = Duration::from_secs(600);
 /// What the supervisor waits for.
 #[derive(Debug)]
 pub enum Event {
-    /// A member has said something.
-    Said(Node, FromMember),
-    /// A member will say no more.
-    Silent(Node),
-    /// A member's process has ended.
-    Ended(Node, Ended),
-    /// The job has ended by itself, with this status, or with its VM.
-    Job(Option<u8>),
+    /// Of a member in this life of the network.
+    Member(u64, Node, Heard),
+    /// The job has ended in this life, by itself with this status, or with its VM.
+    Job(u64, Option<u8>),
     /// From the system.
     Signal(Asked),
     /// From a command line.
     Asked(Verb, Sender<Answer>),
+}
+
+/// What is heard of a member.
+#[derive(Debug)]
+pub enum Heard {
+    /// It has said something.
+    Said(FromMember),
+    /// It will say no more.
+    Silence,
+    /// Its process has ended; how, only a parent knows.
+    End(Option<Ended>),
 }
 
 /// A node.
@@ -76,51 +88,77 @@ struct Seat {
 struct Process {
     pid: Pid,
     channel: Arc<Channel>,
-    ended: Option<Ended>,
+    /// It has said its last word.
+    silent: bool,
+    ended: Option<Option<Ended>>,
+}
+
+/// What a network is, in each of its lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Terms {
+    name: Id,
+    checkpoint: CheckpointConfig,
+    on_failure: OnFailure,
+    max_restores: u32,
+    /// With whose end the network ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    job: Option<Job>,
 }
 
 /// A running network.
 struct Supervisor {
-    name: Id,
+    terms: Terms,
     lineage: Uuid,
+    /// The number of this life.
     incarnation: u64,
-    checkpoint: CheckpointConfig,
+    failures: Failures,
+    /// What is followed in this life.
     job: Option<Followed>,
     store: NetStore,
     state: PathBuf,
     seats: Vec<Seat>,
     coordinator: Coordinator<Part>,
     events: Receiver<Event>,
+    sender: Sender<Event>,
     /// Who has asked for the checkpoint that is being made.
     asker: Option<Sender<Answer>>,
     /// When the cut that is being collected is too late.
     deadline: Option<(Instant, Colour)>,
     /// When the next checkpoint is due.
     due: Option<Instant>,
-    last: Option<Colour>,
+    /// The last checkpoint: of this life, or the one that it began from.
+    last: Option<PathBuf>,
     /// All were told to go.
     started: bool,
     /// The network is to end with the checkpoint that is being made.
     then_stop: bool,
     stopped: bool,
+    /// All were asked to power off.
+    ending: bool,
+    /// All are being ended, to begin again from the last checkpoint.
+    goes_back: bool,
 }
 
 impl Supervisor {
-    fn run(mut self) -> Result<ExitStatus> {
-        self.plan_next();
-        while self.seats.iter().any(Seat::runs) || self.waits_for_job() {
-            match self.wait() {
-                Some(event) => self.handle(event)?,
-                None => self.time_is_over(),
+    fn run(mut self) -> anyhow::Result<ExitStatus> {
+        loop {
+            while self.seats.iter().any(Seat::runs) || self.waits_for_job() {
+                match self.wait() {
+                    Some(event) => self.handle(event)?,
+                    None => self.time_is_over(),
+                }
             }
+            if !self.goes_back || self.ending {
+                return Ok(self.status());
+            }
+            self.go_back()?;
         }
-        Ok(self.status())
     }
 
     fn wait(&self) -> Option<Event> {
         let times = self.deadline.map(|(at, _)| at).into_iter().chain(self.due);
         match times.min() {
-            // The listener holds a sender.
+            // This holds a sender.
             None => self.events.recv().ok(),
             Some(until) => self.events.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
         }
@@ -138,30 +176,21 @@ impl Supervisor {
     }
 
     fn plan_next(&mut self) {
-        self.due = self.checkpoint.every.map(|every| Instant::now() + every);
+        self.due = self.terms.checkpoint.every.map(|every| Instant::now() + every);
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Said(node, FromMember::Ready) => self.feed(Input::Ready(node)),
-            Event::Said(node, FromMember::Prepared(cut, part)) => {
-                self.seats[node.index()].part = Some(part);
-                self.feed(Input::Prepared(node, Colour(cut), part));
-            }
-            Event::Said(node, FromMember::Failed(cut, why)) => {
-                self.feed(Input::Failed(node, Colour(cut), Why::Image(why)));
-            }
-            Event::Said(node, FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
-            Event::Silent(node) => return self.silent(node),
-            Event::Ended(node, ended) => self.ended(node, ended),
-            Event::Job(verdict) => self.job_ended(verdict),
+            Event::Member(life, node, heard) if life == self.incarnation => return self.hear(node, heard),
+            Event::Job(life, verdict) if life == self.incarnation => self.job_ended(verdict),
+            Event::Member(..) | Event::Job(..) => {}
             Event::Signal(Asked::Checkpoint) => self.request(),
             Event::Signal(Asked::CheckpointAndStop) => {
                 self.then_stop = true;
                 self.request();
             }
-            Event::Signal(Asked::PowerOff) => self.signal_all(Signal::SIGTERM),
-            Event::Asked(Verb::Checkpoint, asker) if self.coordinator.may_begin() => {
+            Event::Signal(Asked::PowerOff) => self.end(Signal::SIGTERM),
+            Event::Asked(Verb::Checkpoint, asker) if self.coordinator.may_begin() || self.coordinator.is_deposed() => {
                 self.asker = Some(asker);
                 self.feed(Input::Requested);
             }
@@ -171,8 +200,8 @@ impl Supervisor {
                 drop(asker.send(Err(line.into())));
             }
             Event::Asked(Verb::Status, asker) => drop(asker.send(Ok(self.show()))),
-            Event::Asked(Verb::Down, asker) => {
-                self.signal_all(Signal::SIGTERM);
+            Event::Asked(verb @ (Verb::Down | Verb::Kill), asker) => {
+                self.end(if verb == Verb::Kill { Signal::SIGKILL } else { Signal::SIGTERM });
                 drop(asker.send(Ok(Value::Null)));
             }
             Event::Asked(Verb::Fault(links, fault), asker) => drop(asker.send(self.fault(links.as_ref(), fault))),
@@ -183,23 +212,41 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A member is gone; without a word, unless its guest has left before.
-    fn silent(&mut self, node: Node) -> Result<()> {
-        if self.stopped || self.coordinator.members()[node.index()] != Member::On {
-            return Ok(());
+    fn hear(&mut self, node: Node, heard: Heard) -> Result<()> {
+        match heard {
+            Heard::Said(FromMember::Ready) => self.feed(Input::Ready(node)),
+            Heard::Said(FromMember::Prepared(cut, part)) => {
+                self.seats[node.index()].part = Some(part);
+                self.feed(Input::Prepared(node, Colour(cut), part));
+            }
+            Heard::Said(FromMember::Failed(cut, why)) => {
+                self.feed(Input::Failed(node, Colour(cut), Why::Image(why)));
+            }
+            Heard::Said(FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
+            Heard::Silence => {
+                self.seats[node.index()].process.iter_mut().for_each(|process| process.silent = true);
+                self.silent(node)?;
+            }
+            Heard::End(ended) => {
+                self.seats[node.index()].process.iter_mut().for_each(|process| process.ended = Some(ended));
+            }
         }
-        let name = &self.seats[node.index()].name;
-        if !self.started {
-            return Err(Error::Node { name: name.to_string(), reason: start::last_words(&self.state, name) });
+        if !self.seats[node.index()].runs() {
+            self.job_is_over_on(node);
         }
-        say(&format!("{name}: its VM is gone; go back to the last checkpoint with `ckvmm network restore`"));
-        self.feed(Input::Lost(node));
         Ok(())
+    }
+
+    /// The network ends, by power button or now. A guest asked twice is ended by its VMM.
+    fn end(&mut self, how: Signal) {
+        self.ending = true;
+        self.signal_all(how);
     }
 
     /// A checkpoint that nobody waits for.
     fn request(&mut self) {
         match self.coordinator.may_begin() {
+            _ if self.stopped => {}
             true => self.feed(Input::Requested),
             false => say("checkpoint: another one is being made, or VMs are still starting; this makes no second one"),
         }
@@ -207,11 +254,17 @@ impl Supervisor {
 
     /// Tells the coordinator, and does what it says, and so on.
     fn feed(&mut self, input: Input<Part>) {
-        let mut inputs = VecDeque::from([input]);
-        while let Some(input) = inputs.pop_front() {
-            let mut outputs = Vec::new();
+        let mut outputs = Vec::new();
+        self.coordinator.handle(input, &mut outputs);
+        self.perform_all(outputs);
+    }
+
+    fn perform_all(&mut self, mut outputs: Vec<Output<Part>>) {
+        let mut inputs = VecDeque::new();
+        loop {
+            inputs.extend(outputs.drain(..).filter_map(|output| self.perform(output)));
+            let Some(input) = inputs.pop_front() else { return };
             self.coordinator.handle(input, &mut outputs);
-            inputs.extend(outputs.into_iter().filter_map(|output| self.perform(output)));
         }
     }
 
@@ -219,7 +272,7 @@ impl Supervisor {
         match output {
             Output::Send(node, message) => {
                 if message == ToMember::Go && !std::mem::replace(&mut self.started, true) {
-                    say(&format!("network {}: all VMs run", self.name));
+                    say(&format!("network {}: all VMs run", self.terms.name));
                 }
                 self.tell(node, &message.into(), &[]);
                 None
@@ -249,64 +302,12 @@ impl Supervisor {
                 None
             }
             Output::Prune(_) => {
-                if let Some(keep) = self.checkpoint.keep {
-                    self.store.prune(&self.name, keep as usize);
+                let keep = self.terms.checkpoint.keep.unwrap_or(u32::MAX) as usize;
+                if let Err(error) = store::prune(self.store.path(), Some(&self.terms.name), keep) {
+                    say(&format!("old checkpoints cannot be removed: {error}"));
                 }
                 None
             }
-        }
-    }
-
-    fn commit(&self, cut: Colour, parts: &[(Node, Part)]) -> Result<Decision> {
-        let dir = self.store.directory(cut);
-        let (format, version) = Manifest::format();
-        let entry = |(seat, node): (&Seat, u16)| -> Result<NodeEntry> {
-            let part = parts.iter().find(|(of, _)| *of == Node(node)).map(|(_, part)| {
-                let path = dir.join(&*seat.name).join(manifest::NAME);
-                let what = "a part that was said to be whole cannot be read; mend the file system";
-                let digest = manifest::digest(&path).map_err(|source| Error::Io { path, what, source })?;
-                Ok::<_, Error>(PartEntry { digest, part: *part })
-            });
-            Ok(NodeEntry { name: seat.name.clone(), nic: seat.nic.clone(), mac: seat.mac, part: part.transpose()? })
-        };
-        let manifest = Manifest {
-            format,
-            version,
-            name: self.name.clone(),
-            lineage: self.lineage,
-            incarnation: self.incarnation,
-            cut: cut.0,
-            created: Timestamp::now(),
-            checkpoint: self.checkpoint.clone(),
-            job: self.job.as_ref().map(|followed| followed.job.clone()),
-            nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
-        };
-        self.store.commit(cut, &manifest)
-    }
-
-    /// Says how a checkpoint went.
-    fn done(&mut self, cut: Colour, outcome: Outcome) {
-        let dir = self.store.directory(cut);
-        let answer: Answer = match outcome {
-            Outcome::Committed => {
-                self.last = Some(cut);
-                say(&format!("checkpoint {}: {}", dir.display(), self.parts()));
-                Ok(dir.display().to_string().into())
-            }
-            Outcome::Aborted(reason) => Err(format!("checkpoint: {reason}; the network goes on")),
-            Outcome::Unknown(why) => Err(format!("checkpoint: whether it is one is not known: {why}; ask again")),
-            Outcome::Refused(reason) => Err(format!("checkpoint: {reason}; the network goes on")),
-        };
-        if self.then_stop && answer.is_ok() {
-            self.stopped = true;
-            self.signal_all(Signal::SIGKILL);
-        }
-        self.then_stop = false;
-        match (self.asker.take(), answer) {
-            // Who has gone needs no answer.
-            (Some(asker), answer) => drop(asker.send(answer)),
-            (None, Err(line)) => say(&line),
-            (None, Ok(_)) => {}
         }
     }
 
@@ -318,7 +319,8 @@ impl Supervisor {
     }
 
     fn signal_all(&self, signal: Signal) {
-        let running = self.seats.iter().filter(|seat| seat.runs()).filter_map(|seat| seat.process.as_ref());
+        let processes = self.seats.iter().filter_map(|seat| seat.process.as_ref());
+        let running = processes.filter(|process| process.ended.is_none());
         // One that has ended meanwhile is not waited for yet: its pid is nobody else's.
         running.for_each(|process| _ = kill(process.pid, signal));
     }
@@ -326,7 +328,7 @@ impl Supervisor {
 
 impl Seat {
     fn runs(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.ended.is_none())
+        self.process.as_ref().is_some_and(|process| process.ended.is_none() || !process.silent)
     }
 }
 

@@ -11,8 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use ckvmm_net::Node;
@@ -20,17 +19,15 @@ use ckvmm_net::coordinator::{Coordinator, Member};
 use nix::unistd::Pid;
 use uuid::Uuid;
 
-use super::job::Followed;
-use super::{Event, Process, Seat, Supervisor};
+use super::{Event, Heard, Process, Seat, Supervisor, Terms};
 use crate::cli::ExitStatus;
-use crate::config::{CheckpointConfig, ConfigError, Id};
+use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
 use crate::host::signals::{Asked, Signals};
-use crate::host::state_dir::CONSOLE_LOG;
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
 use crate::network::control;
-use crate::network::job::{Ear, Job};
+use crate::network::failure::Failures;
 use crate::network::manifest::Manifest;
 use crate::network::message::{Place, ToMember};
 use crate::network::store::{self, NetStore};
@@ -39,18 +36,16 @@ use crate::network::store::{self, NetStore};
 const OUTPUT: &str = "output";
 
 /// A network that is to be started.
-struct Beginning {
-    name: Id,
-    incarnation: u64,
-    checkpoint: CheckpointConfig,
-    /// To be followed; and whether it may have begun.
-    job: Option<(Job, bool)>,
-    state: PathBuf,
-    nodes: Vec<Beginner>,
+pub(super) struct Beginning {
+    terms: Terms,
+    pub(super) incarnation: u64,
+    pub(super) nodes: Vec<Beginner>,
+    /// The checkpoint that it goes on from.
+    from: Option<PathBuf>,
 }
 
 /// A node of it.
-struct Beginner {
+pub(super) struct Beginner {
     name: Id,
     nic: Id,
     mac: [u8; 6],
@@ -62,7 +57,7 @@ struct Beginner {
 ///
 /// # Errors
 /// What it names cannot be used, a VM cannot be started.
-pub fn up(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
+pub fn up(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
     let (config, nodes) = NetConfig::load(file)?;
     boot(file, NetConfig { job: None, ..config }, nodes, state)
 }
@@ -71,7 +66,7 @@ pub fn up(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
 ///
 /// # Errors
 /// As [`up`], or there is no job.
-pub fn run(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
+pub fn run(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
     let (config, nodes) = NetConfig::load(file)?;
     if config.job.is_none() {
         let mend = "say which node's guest runs it, or use `ckvmm network up`";
@@ -80,7 +75,12 @@ pub fn run(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
     boot(file, config, nodes, state)
 }
 
-fn boot(file: &Path, config: NetConfig, nodes: Vec<config::Node>, state: Option<PathBuf>) -> Result<ExitStatus> {
+fn boot(
+    file: &Path,
+    config: NetConfig,
+    nodes: Vec<config::Node>,
+    state: Option<PathBuf>,
+) -> anyhow::Result<ExitStatus> {
     let signals = Signals::block()?;
     let state = state.unwrap_or_else(|| file.with_file_name(format!("{}.ckvmm", config.name)));
     let (state, lock) = open_state(&state)?;
@@ -94,9 +94,9 @@ fn boot(file: &Path, config: NetConfig, nodes: Vec<config::Node>, state: Option<
         Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments: Some(arguments.into()) })
     });
     let nodes = nodes.collect::<Result<_>>()?;
-    let NetConfig { name, checkpoint, job, .. } = config;
-    let job = job.map(|job| (job, false));
-    Beginning { name, incarnation: 0, checkpoint, job, state, nodes }.run(signals, lock)
+    let NetConfig { name, checkpoint, on_failure, max_restores, job, .. } = config;
+    let terms = Terms { name, checkpoint, on_failure, max_restores, job };
+    Beginning { terms, incarnation: 0, nodes, from: None }.run(state, signals, lock)
 }
 
 /// Continues a network from a checkpoint, and stays until it ends. The checkpoint is only read.
@@ -106,46 +106,66 @@ fn boot(file: &Path, config: NetConfig, nodes: Vec<config::Node>, state: Option<
 pub fn restore(checkpoint: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
     let signals = Signals::block()?;
     let manifest = Manifest::load(checkpoint)?;
-    let checkpoint = checkpoint.canonicalize().map_err(Error::os("finding the checkpoint"))?;
     let unique = Uuid::new_v4().simple().to_string();
     let state = state.unwrap_or_else(|| PathBuf::from(format!("{}-{}.ckvmm", manifest.name, &unique[..8])));
     let (state, lock) = open_state(&state)?;
-    let nodes = manifest.nodes.into_iter().map(|node| {
-        let dir = state.join(&*node.name);
-        let console = config::console(&format!("{}-{}", manifest.name, node.name));
-        let console = format!("serial.socket={}", console.display());
-        let image = checkpoint.join(&*node.name);
-        let arguments = ["restore".into(), image, "--work".into(), dir.clone(), "--set".into(), console.into()];
-        if node.part.is_some() {
-            make_dir(&dir)?;
-        }
-        let arguments = node.part.is_some().then(|| arguments.into());
-        Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
-    });
-    let nodes = nodes.collect::<Result<_>>()?;
-    let Manifest { name, incarnation, checkpoint, job, .. } = manifest;
-    let job = job.map(|job| (job, true));
-    Ok(Beginning { name, incarnation: incarnation + 1, checkpoint, job, state, nodes }.run(signals, lock)?)
+    Beginning::of_checkpoint(checkpoint, &state)?.run(state, signals, lock)
 }
 
 impl Beginning {
-    fn run(self, signals: Signals, _lock: File) -> Result<ExitStatus> {
-        let store = self.checkpoint.dir.clone().unwrap_or_else(|| self.state.join("checkpoints"));
+    /// Of a network that goes on from a checkpoint, with its state in `state`.
+    pub(super) fn of_checkpoint(checkpoint: &Path, state: &Path) -> anyhow::Result<Self> {
+        let manifest = Manifest::load(checkpoint)?;
+        let from = checkpoint.canonicalize().map_err(Error::os("finding the checkpoint"))?;
+        let nodes = manifest.nodes.into_iter().map(|node| {
+            let dir = state.join(&*node.name);
+            let console = config::console(&format!("{}-{}", manifest.name, node.name));
+            let console = format!("serial.socket={}", console.display());
+            let image = from.join(&*node.name);
+            let arguments = ["restore".into(), image, "--work".into(), dir.clone(), "--set".into(), console.into()];
+            if node.part.is_some() {
+                make_dir(&dir)?;
+            }
+            let arguments = node.part.is_some().then(|| arguments.into());
+            Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
+        });
+        let nodes = nodes.collect::<Result<_>>()?;
+        let Manifest { name, incarnation, checkpoint, on_failure, max_restores, job, .. } = manifest;
+        let terms = Terms { name, checkpoint, on_failure, max_restores, job };
+        Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from) })
+    }
+
+    fn run(self, state: PathBuf, signals: Signals, _lock: File) -> anyhow::Result<ExitStatus> {
+        let Beginning { terms, incarnation, nodes, from } = self;
+        let store = terms.checkpoint.dir.clone().unwrap_or_else(|| state.join("checkpoints"));
         let store = NetStore::open(&store)?;
+        let mut supervisor = Supervisor::new(terms, store, state, signals);
+        (supervisor.incarnation, supervisor.last) = (incarnation, from);
+        supervisor.begin(nodes)?;
+        control::listen(&supervisor.state, &supervisor.sender)?;
+        supervisor.run()
+    }
+}
+
+impl Supervisor {
+    /// One that has no VMs yet.
+    pub(super) fn new(terms: Terms, store: NetStore, state: PathBuf, signals: Signals) -> Supervisor {
         let (sender, events) = mpsc::channel();
-        deliver(signals, &sender);
-        let is_on = |node: &Beginner| if node.arguments.is_some() { Member::On } else { Member::Off };
-        let mut supervisor = Supervisor {
-            name: self.name.clone(),
+        let told = sender.clone();
+        // A supervisor that has ended needs no signals.
+        signals.deliver(move |asked: Asked| drop(told.send(Event::Signal(asked))));
+        Supervisor {
+            failures: Failures::new(terms.on_failure, terms.max_restores),
+            terms,
             lineage: Uuid::new_v4(),
-            incarnation: self.incarnation,
-            checkpoint: self.checkpoint.clone(),
-            job: self.follow(&sender)?,
+            incarnation: 0,
+            job: None,
             store,
-            state: self.state.clone(),
+            state,
             seats: Vec::new(),
-            coordinator: Coordinator::new(self.nodes.iter().map(is_on).collect()),
+            coordinator: Coordinator::new(Vec::new()),
             events,
+            sender,
             asker: None,
             deadline: None,
             due: None,
@@ -153,75 +173,58 @@ impl Beginning {
             started: false,
             then_stop: false,
             stopped: false,
-        };
-        let mut links = self.links()?;
-        for (node, index) in self.nodes.iter().zip(0..) {
+            ending: false,
+            goes_back: false,
+        }
+    }
+
+    /// Begins a life with these nodes.
+    pub(super) fn begin(&mut self, nodes: Vec<Beginner>) -> Result<()> {
+        let is_on = |node: &Beginner| if node.arguments.is_some() { Member::On } else { Member::Off };
+        self.coordinator = Coordinator::new(nodes.iter().map(is_on).collect());
+        (self.started, self.goes_back, self.deadline) = (false, false, None);
+        self.seats.clear();
+        let on = nodes.iter().position(|node| node.arguments.is_some() && self.terms.has_job_on(&node.name));
+        self.follow(on, self.last.is_some())?;
+        let mut links = links(&nodes)?;
+        for (node, index) in nodes.iter().zip(0..) {
             let process = match &node.arguments {
                 Some(arguments) => {
-                    let links = std::mem::take(&mut links[usize::from(index)]);
-                    Some(self.start(node, arguments, self.place(index, &supervisor.store, links), &sender)?)
+                    let place = self.place(&nodes, index, std::mem::take(&mut links[usize::from(index)]));
+                    Some(self.start(node, arguments, place)?)
                 }
                 None => None,
             };
             let (name, nic) = (node.name.clone(), node.nic.clone());
-            supervisor.seats.push(Seat { name, nic, mac: node.mac, process, part: None });
+            self.seats.push(Seat { name, nic, mac: node.mac, process, part: None });
         }
-        control::listen(&self.state, &sender)?;
-        supervisor.run()
+        self.plan_next();
+        self.write_record()
     }
 
-    /// Follows the job, before its node says anything.
-    fn follow(&self, events: &Sender<Event>) -> Result<Option<Followed>> {
-        let Some((job, begun)) = &self.job else { return Ok(None) };
-        // One that was off when the network was saved says nothing more.
-        let runs = |node: &Beginner| node.name == job.on && node.arguments.is_some();
-        let Some(node) = self.nodes.iter().position(runs) else { return Ok(None) };
-        let log = self.state.join(&*job.on).join(CONSOLE_LOG);
-        Followed::start(job.clone(), Node(node as u16), &log, Ear::new(*begun), events).map(Some)
-    }
-
-    /// A pair of connected sockets for each two nodes that take part: who has which end.
-    fn links(&self) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
-        let mut links: Vec<Vec<(u16, OwnedFd)>> = self.nodes.iter().map(|_| Vec::new()).collect();
-        let on = |index: usize| self.nodes[index].arguments.is_some();
-        for a in (0..self.nodes.len()).filter(|a| on(*a)) {
-            for b in (0..a).filter(|b| on(*b)) {
-                let (one, other) = channel::pair().map_err(Error::os("connecting two VMs (ulimit -n)"))?;
-                links[a].push((b as u16, one));
-                links[b].push((a as u16, other));
-            }
-        }
-        Ok(links)
-    }
-
-    fn place(&self, me: u16, store: &NetStore, links: Vec<(u16, OwnedFd)>) -> (Place, Vec<OwnedFd>) {
-        let node = &self.nodes[usize::from(me)];
+    fn place(&self, nodes: &[Beginner], me: u16, links: Vec<(u16, OwnedFd)>) -> (Place, Vec<OwnedFd>) {
+        let node = &nodes[usize::from(me)];
         let (peers, links) = links.into_iter().unzip();
         let place = Place {
             me,
             incarnation: self.incarnation,
             nic: node.nic.clone(),
-            macs: self.nodes.iter().map(|node| node.mac).collect(),
+            macs: nodes.iter().map(|node| node.mac).collect(),
             peers,
-            store: store.path().into(),
-            before: store.before(),
+            store: self.store.path().into(),
+            before: self.store.before(),
             node: node.name.clone(),
         };
         (place, links)
     }
 
     /// Starts a member and gives it its place. The links are its own from then on.
-    fn start(
-        &self,
-        node: &Beginner,
-        arguments: &[PathBuf],
-        (place, links): (Place, Vec<OwnedFd>),
-        events: &Sender<Event>,
-    ) -> Result<Process> {
+    fn start(&self, node: &Beginner, arguments: &[PathBuf], (place, links): (Place, Vec<OwnedFd>)) -> Result<Process> {
         let failed =
             |source| Error::Node { name: node.name.to_string(), reason: format!("cannot be started: {source}") };
         let (ours, theirs) = channel::pair().map_err(failed)?;
-        let me = Node(place.me);
+        let events = self.sender.clone();
+        let (life, me) = (self.incarnation, Node(place.me));
         let channel = Arc::new(Channel::new(ours));
         let links: Vec<_> = links.iter().map(AsFd::as_fd).collect();
         channel.send(&ToMember::Place(Box::new(place)), &links).map_err(failed)?;
@@ -233,8 +236,8 @@ impl Beginning {
         // Ctrl-C is for the supervisor, which tells all.
         let child = command.process_group(0).spawn().map_err(failed)?;
         let pid = Pid::from_raw(child.id() as i32);
-        listen(me, child, &channel, events)?;
-        Ok(Process { pid, channel, ended: None })
+        listen(child, &channel, move |heard| drop(events.send(Event::Member(life, me, heard))))?;
+        Ok(Process { pid, channel, silent: false, ended: None })
     }
 }
 
@@ -248,35 +251,47 @@ pub(super) fn last_words(state: &Path, node: &str) -> String {
     }
 }
 
-/// Hears what a member says, and of its end.
-fn listen(node: Node, mut child: Child, channel: &Arc<Channel>, events: &Sender<Event>) -> Result<()> {
-    let (channel, said, ended) = (Arc::clone(channel), events.clone(), events.clone());
-    let hear = move || {
-        while let Ok(Some((message, _))) = channel.receive() {
-            // A supervisor that has ended hears nothing.
-            drop(said.send(Event::Said(node, message)));
+/// A pair of connected sockets for each two nodes that take part: who has which end.
+fn links(nodes: &[Beginner]) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
+    let mut links: Vec<Vec<(u16, OwnedFd)>> = nodes.iter().map(|_| Vec::new()).collect();
+    let on = |index: usize| nodes[index].arguments.is_some();
+    for a in (0..nodes.len()).filter(|a| on(*a)) {
+        for b in (0..a).filter(|b| on(*b)) {
+            let (one, other) = channel::pair().map_err(Error::os("connecting two VMs (ulimit -n)"))?;
+            links[a].push((b as u16, one));
+            links[b].push((a as u16, other));
         }
-        drop(said.send(Event::Silent(node)));
-    };
+    }
+    Ok(links)
+}
+
+/// Hears what a member says, and of its end.
+fn listen(mut child: Child, channel: &Arc<Channel>, tell: impl Fn(Heard) + Clone + Send + 'static) -> Result<()> {
+    hear(channel, tell.clone())?;
     let wait = move || {
         if let Ok(status) = child.wait() {
-            drop(ended.send(Event::Ended(node, status)));
+            tell(Heard::End(Some(status)));
         }
     };
-    let thread = |run| thread::Builder::new().name(format!("node {node}")).spawn(run);
-    thread(Box::new(hear) as Box<dyn FnOnce() + Send>).map_err(Error::os("starting a thread"))?;
-    thread(Box::new(wait)).map_err(Error::os("starting a thread"))?;
+    thread::Builder::new().name("node".into()).spawn(wait).map_err(Error::os("starting a thread"))?;
     Ok(())
 }
 
-fn deliver(signals: Signals, events: &Sender<Event>) {
-    let events = events.clone();
-    // A supervisor that has ended needs no signals.
-    signals.deliver(move |asked: Asked| drop(events.send(Event::Signal(asked))));
+/// Hears what a member says.
+pub(super) fn hear(channel: &Arc<Channel>, tell: impl Fn(Heard) + Send + 'static) -> Result<()> {
+    let channel = Arc::clone(channel);
+    let hear = move || {
+        while let Ok(Some((message, _))) = channel.receive() {
+            tell(Heard::Said(message));
+        }
+        tell(Heard::Silence);
+    };
+    thread::Builder::new().name("node".into()).spawn(hear).map_err(Error::os("starting a thread"))?;
+    Ok(())
 }
 
 /// The network's state directory, absolute, and its lock.
-fn open_state(path: &Path) -> Result<(PathBuf, File)> {
+pub(super) fn open_state(path: &Path) -> Result<(PathBuf, File)> {
     let path = std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
     make_dir(&path)?;
     let lock = store::lock(&path.join("network.lock"))?;

@@ -15,8 +15,9 @@ impl Supervisor {
         if let Some(status) = self.job.as_ref().and_then(|job| job.verdict?) {
             return ExitStatus::Job(status);
         }
-        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended);
-        if self.job.is_none() && ended().all(|ended| ended.success()) {
+        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended).flatten();
+        let lost = self.coordinator.members().contains(&Member::Lost);
+        if self.job.is_none() && !lost && ended().all(|ended| ended.success()) {
             ExitStatus::Success
         } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed.code().into())) {
             ExitStatus::GuestCrashed
@@ -30,12 +31,13 @@ impl Supervisor {
         let nodes = self.seats.iter().zip(self.coordinator.members());
         let nodes: Vec<Value> = nodes.map(|(seat, member)| show(seat, *member)).collect();
         json!({
-            "name": self.name,
+            "name": self.terms.name,
             "pid": std::process::id(),
             "started": self.started,
             "incarnation": self.incarnation,
             "store": self.store.path(),
-            "last_checkpoint": self.last.map(|cut| self.store.directory(cut)),
+            "last_checkpoint": self.last,
+            "restores": self.failures.restores(),
             "nodes": nodes,
         })
     }

@@ -1,0 +1,283 @@
+//! kill -9 of the supervisor, of each VM and of each writer, in each phase of a cut of their network; a file system that
+//! fills; a second coordinator. Whatever happens, the last checkpoint that was committed restores, no frame is lost,
+//! doubled or reordered, and guests that can run on do.
+//!
+//! A phase lasts for as long as a test needs it: a writer that is held at its birth keeps its VM's part from being whole, a
+//! supervisor that is stopped decides nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
+
+use ckvmm_tests::{
+    LIMIT,
+    bare_metal::Home,
+    birth::Held,
+    lines::{FAILED, is_error, refused},
+    mount,
+};
+use nix::sys::signal::Signal;
+
+use crate::{cluster::Network, guest};
+
+const NODES: usize = 3;
+const MIB: u64 = 1 << 20;
+/// Room for what one VM has written since its last checkpoint, and not for all of them.
+const LEFT: u64 = 300 << 10;
+
+/// How far the cut is when somebody is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nobody has been told of it.
+    Before,
+    /// All are cut, and the writer of this node has not written.
+    Writing(usize),
+    /// All parts are whole, and nothing is decided.
+    Prepared,
+    /// It is decided, and nobody may have heard of it.
+    Committed,
+}
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Supervisor,
+    Vm(usize),
+    /// That of the node that [`Phase::Writing`] names.
+    Writer,
+}
+
+/// Waits for the file `path`: it is written once, by way of another name.
+fn comes(path: &Path) {
+    let begun = Instant::now();
+    while !path.exists() {
+        assert!(begun.elapsed() < LIMIT, "{} does not come", path.display());
+        thread::yield_now();
+    }
+}
+
+/// The store's checkpoint of that number.
+fn checkpoint(home: &Home, number: u32) -> PathBuf {
+    home.checkpoint(number)
+}
+
+/// Whether the store's checkpoint of that number is one.
+fn is_committed(home: &Home, number: u32) -> bool {
+    fs::read(checkpoint(home, number).join("manifest.json")).is_ok_and(|bytes| bytes.starts_with(b"{"))
+}
+
+/// A network with one checkpoint, whose next cut is in `phase`; of [`Phase::Writing`] the writer.
+fn come_to(network: &Network<'_>, home: &Home, phase: Phase) -> Option<Held> {
+    match phase {
+        Phase::Before => None,
+        Phase::Writing(node) => Some(network.begin_cut(node)),
+        Phase::Prepared => {
+            let writer = network.begin_cut(0);
+            network.supervisor.signal(Signal::SIGSTOP);
+            drop(writer);
+            (0..NODES).for_each(|node| comes(&checkpoint(home, 2).join(format!("n-{node}/manifest.json"))));
+            None
+        }
+        Phase::Committed => {
+            drop(network.begin_cut(0));
+            comes(&checkpoint(home, 2).join("manifest.json"));
+            None
+        }
+    }
+}
+
+fn kill(network: &mut Network<'_>, victim: Victim, writer: Option<Held>) {
+    match victim {
+        Victim::Supervisor => network.supervisor.signal(Signal::SIGKILL),
+        Victim::Vm(node) => {
+            network.members[node].kill9();
+            // A writer dies with its VM, and that can be waited for when nobody traces it any more.
+            drop(writer);
+            network.members[node].wait(LIMIT);
+        }
+        Victim::Writer => writer.expect("it writes").kill9(),
+    }
+}
+
+/// One kill in one phase, and what must come of it.
+fn survives(phase: Phase, victim: Victim) {
+    let home = Home::new();
+    let mut network = Network::up(&home, NODES, "broadcast=1/16");
+    network.goes_on();
+    network.checkpoint();
+    network.goes_on();
+    let writer = come_to(&network, &home, phase);
+    kill(&mut network, victim, writer);
+    let gone = match victim {
+        Victim::Supervisor => None,
+        Victim::Vm(node) => {
+            network.supervisor.signal(Signal::SIGCONT);
+            let line = network.supervisor.messages.expect(&format!("n-{node}: its VM is gone"), LIMIT);
+            is_error(&line, &["the others run on", "`ckvmm network restore "]);
+            Some(node)
+        }
+        Victim::Writer => {
+            let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+            is_error(&line, &["the writer was killed", "; the network goes on"]);
+            None
+        }
+    };
+    network.go_on_but(gone);
+    if victim == Victim::Writer {
+        assert!(!checkpoint(&home, 2).exists(), "nothing is left of it");
+        assert!(network.checkpoint().ends_with("000003"), "a number is not used again");
+        network.goes_on();
+    }
+    network.kill9();
+
+    let newest = (1..=3).rev().find(|number| is_committed(&home, *number)).unwrap();
+    match (phase, victim) {
+        (_, Victim::Writer) => assert_eq!(newest, 3),
+        (Phase::Before | Phase::Writing(_), _) | (Phase::Prepared, Victim::Supervisor) => assert_eq!(newest, 1),
+        // What was said before the kill may count.
+        (Phase::Prepared, _) => assert!(newest <= 2),
+        (Phase::Committed, _) => assert_eq!(newest, 2),
+    }
+    println!("{phase:?}, {victim:?} killed: {newest} is the last checkpoint");
+    restores(&home, newest);
+}
+
+/// The checkpoint of that number is whole, and so is all that comes after it.
+fn restores(home: &Home, number: u32) {
+    let mut network = Network::restore(home, &checkpoint(home, number), NODES, "again.ckvmm");
+    network.goes_on();
+    network.checkpoint();
+    network.goes_on();
+    network.ends_whole();
+    network.kill9();
+}
+
+#[test]
+fn a_killed_writer_and_a_killed_supervisor_cost_the_cut_and_nothing_else() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::new();
+    let mut network = Network::up(&home, NODES, "broadcast=1/16");
+    network.goes_on();
+    let writer = network.begin_cut(1);
+    network.goes_on();
+    writer.kill9();
+    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+    is_error(&line, &["node 1", "the writer was killed", "; the network goes on"]);
+    network.goes_on();
+    let last = network.checkpoint();
+
+    let writer = network.begin_cut(2);
+    network.supervisor.signal(Signal::SIGKILL);
+    drop(writer);
+    network.goes_on();
+    network.kill_members();
+    let mut network = Network::restore(&home, &home.join(last), NODES, "again.ckvmm");
+    network.goes_on();
+    network.ends_whole();
+    network.kill9();
+}
+
+/// Kills of the supervisor and of each VM in one phase.
+fn survives_all(phase: Phase) {
+    if guest::skipped() {
+        return;
+    }
+    survives(phase, Victim::Supervisor);
+    (0..NODES).for_each(|node| survives(phase, Victim::Vm(node)));
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_before_a_cut_the_last_commit_stands() {
+    survives_all(Phase::Before);
+}
+
+#[test]
+#[ignore = "two minutes"]
+fn whoever_is_killed_while_a_cut_is_written_the_last_commit_stands() {
+    survives_all(Phase::Writing(0));
+    if !guest::skipped() {
+        (0..NODES).for_each(|node| survives(Phase::Writing(node), Victim::Writer));
+    }
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_when_all_are_prepared_the_last_commit_stands() {
+    survives_all(Phase::Prepared);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn whoever_is_killed_after_the_commit_it_stands() {
+    survives_all(Phase::Committed);
+}
+
+#[test]
+fn a_store_that_fills_costs_the_cut_and_nothing_else() {
+    if guest::skipped() || !mount::enter_namespace() {
+        return;
+    }
+    let home = Home::new();
+    fs::create_dir(home.join("checkpoints")).unwrap();
+    mount::small(&home.join("checkpoints"), 64 * MIB);
+    let mut network = Network::up(&home, NODES, "");
+    network.goes_on();
+    let last = network.checkpoint();
+    let filler = home.join("checkpoints/filler");
+    let free = nix::sys::statvfs::statvfs(&home.join("checkpoints")).unwrap();
+    let free = free.blocks_available() * free.fragment_size();
+    fs::write(&filler, vec![1; (free - LEFT) as usize]).unwrap();
+    network.supervisor.signal(Signal::SIGUSR1);
+    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+    is_error(&line, &["node ", "no space left on the file system", "; the network goes on"]);
+    network.goes_on();
+    assert!(!checkpoint(&home, 2).exists(), "nothing is left of it");
+    fs::remove_file(filler).unwrap();
+    assert!(network.checkpoint().ends_with("000003"));
+    network.goes_on();
+    network.kill9();
+    let mut network = Network::restore(&home, &home.join(last), NODES, "again.ckvmm");
+    network.goes_on();
+    network.ends_whole();
+    network.kill9();
+}
+
+#[test]
+fn of_two_coordinators_one_decides() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::new();
+    let mut network = Network::up(&home, 2, "");
+    network.goes_on();
+    let last = network.checkpoint();
+    let again = home.run(["network", "up", "net.json"]);
+    refused(&again, FAILED, &["c.ckvmm/network.lock", "a running network has it"]);
+    let other = home.run(["network", "restore", last.to_str().unwrap(), "--state", "other.ckvmm"]);
+    refused(&other, FAILED, &["checkpoints/.network.lock", "a running network has it"]);
+
+    // One that no lock has kept away decides about a cut while that is being made.
+    let writer = network.begin_cut(0);
+    fs::write(checkpoint(&home, 2).join("manifest.json"), "ABORT by another one\n").unwrap();
+    drop(writer);
+    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+    is_error(&line, &["another coordinator has taken over", "; the network goes on"]);
+    let state = network.state.to_str().unwrap();
+    let output = home.run(["network", "checkpoint", "--state", state]);
+    refused(&output, FAILED, &["another coordinator has taken over"]);
+    network.goes_on();
+    network.kill9();
+    let mut network = Network::restore(&home, &home.join(last), 2, "again.ckvmm");
+    network.goes_on();
+    network.checkpoint();
+    network.ends_whole();
+    network.kill9();
+}

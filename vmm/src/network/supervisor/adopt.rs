@@ -1,0 +1,148 @@
+//! A supervisor that takes over: the VMs of one that was killed run on, and are found by what it has written down.
+//!
+//! ```text
+//! STATE/network.json              what the network is, written when a life of it begins
+//! STATE/NODE/supervisor.sock      where a VM hears a supervisor, one at a time
+//! STATE/NODE/left                 its guest has powered off
+//! ```
+//!
+//! Invariant: there is one supervisor, since it holds `network.lock` and the store's, and a VM listens to no second one while
+//! it hears the first. Frames go on meanwhile: links are between VMs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use ckvmm_net::Node;
+use ckvmm_net::coordinator::{Coordinator, Member};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::start::{hear, open_state};
+use super::{Event, Heard, Process, Seat, Supervisor, Terms};
+use crate::cli::ExitStatus;
+use crate::config::Id;
+use crate::error::{Error, Result};
+use crate::host::signals::Signals;
+use crate::host::terminal::say;
+use crate::network::channel::Channel;
+use crate::network::control;
+use crate::network::member::LEFT;
+use crate::network::store::NetStore;
+
+/// What is written down of a life of a network.
+const RECORD: &str = "network.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    terms: Terms,
+    lineage: Uuid,
+    incarnation: u64,
+    store: PathBuf,
+    /// The number of the checkpoint before the first cut.
+    before: u64,
+    /// The checkpoint that it began from.
+    from: Option<PathBuf>,
+    nodes: Vec<RecordedNode>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RecordedNode {
+    name: Id,
+    nic: Id,
+    mac: [u8; 6],
+    /// It has a VM in this life.
+    is_on: bool,
+}
+
+/// True for the state of a network that has run.
+pub fn has_run(state: &Path) -> bool {
+    state.join(RECORD).is_file()
+}
+
+/// Takes over the VMs of the network with its state in `state`, and stays until it ends.
+///
+/// # Errors
+/// It has a supervisor, or no VM of it runs any more.
+pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
+    let signals = Signals::block()?;
+    let path = state.join(RECORD);
+    let none = || format!("{}: of no network that has run; give its state directory", path.display());
+    let record: Record = serde_json::from_slice(&fs::read(&path).with_context(none)?).with_context(none)?;
+    let (state, _lock) = open_state(state)?;
+    let (store, newest) = NetStore::take_over(&record.store, record.before)?;
+    let mut supervisor = Supervisor::new(record.terms, store, state, signals);
+    (supervisor.lineage, supervisor.incarnation) = (record.lineage, record.incarnation);
+    supervisor.last = supervisor.store.newest_committed().or(record.from);
+    let mut members = Vec::new();
+    for (node, index) in record.nodes.into_iter().zip(0..) {
+        let dir = supervisor.state.join(&*node.name);
+        let process = if node.is_on { supervisor.reach(Node(index), &dir) } else { None };
+        members.push(match &process {
+            Some(_) => Member::On,
+            None if node.is_on && !dir.join(LEFT).exists() => Member::Lost,
+            None => Member::Off,
+        });
+        supervisor.seats.push(Seat { name: node.name, nic: node.nic, mac: node.mac, process, part: None });
+    }
+    let running = members.iter().filter(|member| **member == Member::On).count();
+    let mend = "`ckvmm network restore` continues its last checkpoint";
+    ensure!(running > 0, "{}: no VM of the network runs any more; {mend}", supervisor.state.display());
+    say(&format!("{}: {running} VMs taken over", supervisor.terms.name));
+    let runs = |seat: &Seat| seat.process.is_some() && supervisor.terms.has_job_on(&seat.name);
+    let on = supervisor.seats.iter().position(runs);
+    supervisor.follow(on, true)?;
+    let mut outputs = Vec::new();
+    let lost = members.iter().position(|member| *member == Member::Lost);
+    supervisor.coordinator = Coordinator::succeed(members, newest, &mut outputs);
+    supervisor.started = true;
+    supervisor.perform_all(outputs);
+    if let Some(node) = lost {
+        supervisor.lost(Node(node as u16))?;
+    }
+    supervisor.plan_next();
+    control::listen(&supervisor.state, &supervisor.sender)?;
+    supervisor.run()
+}
+
+impl Supervisor {
+    /// Writes down what another supervisor needs to take over.
+    pub(super) fn write_record(&self) -> Result<()> {
+        let nodes = self.seats.iter().map(|seat| RecordedNode {
+            name: seat.name.clone(),
+            nic: seat.nic.clone(),
+            mac: seat.mac,
+            is_on: seat.process.is_some(),
+        });
+        let record = Record {
+            terms: self.terms.clone(),
+            lineage: self.lineage,
+            incarnation: self.incarnation,
+            store: self.store.path().into(),
+            before: self.store.before(),
+            from: self.last.clone(),
+            nodes: nodes.collect(),
+        };
+        let bytes = serde_json::to_vec_pretty(&record).expect("every path is UTF-8, and nothing else can fail");
+        let (path, temporary) = (self.state.join(RECORD), self.state.join(".network.json"));
+        let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|source| Error::Io { path, what: "cannot be written; make room", source })
+    }
+
+    /// The VM with its state in `dir`, if it runs.
+    fn reach(&self, node: Node, dir: &Path) -> Option<Process> {
+        let (channel, pid) = Channel::connect(dir).ok()?;
+        let channel = Arc::new(channel);
+        let (life, said, ended) = (self.incarnation, self.sender.clone(), self.sender.clone());
+        hear(&channel, move |heard| drop(said.send(Event::Member(life, node, heard)))).ok()?;
+        // Its lock goes when its process ends.
+        let lock = File::open(dir.join("lock")).ok()?;
+        let wait = move || {
+            let _ = lock.lock();
+            drop(ended.send(Event::Member(life, node, Heard::End(None))));
+        };
+        std::thread::Builder::new().name("node".into()).spawn(wait).ok()?;
+        Some(Process { pid, channel, silent: false, ended: None })
+    }
+}

@@ -1,0 +1,70 @@
+//! What becomes of a cut: the manifest that makes it a checkpoint, and what is said of it.
+
+use ckvmm_net::coordinator::{Decision, Outcome};
+use ckvmm_net::{Colour, Node};
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+
+use super::{Part, Seat, Supervisor};
+use crate::error::{Error, Result};
+use crate::host::terminal::say;
+use crate::network::control::Answer;
+use crate::network::manifest::{self, Manifest, NodeEntry, PartEntry};
+
+impl Supervisor {
+    /// Writes the manifest, unless somebody has decided already.
+    pub(super) fn commit(&self, cut: Colour, parts: &[(Node, Part)]) -> Result<Decision> {
+        let dir = self.store.directory(cut);
+        let (format, version) = Manifest::format();
+        let entry = |(seat, node): (&Seat, u16)| -> Result<NodeEntry> {
+            let part = parts.iter().find(|(of, _)| *of == Node(node)).map(|(_, part)| {
+                let path = dir.join(&*seat.name).join(manifest::NAME);
+                let what = "a part that was said to be whole cannot be read; mend the file system";
+                let digest = manifest::digest(&path).map_err(|source| Error::Io { path, what, source })?;
+                Ok::<_, Error>(PartEntry { digest, part: *part })
+            });
+            Ok(NodeEntry { name: seat.name.clone(), nic: seat.nic.clone(), mac: seat.mac, part: part.transpose()? })
+        };
+        let manifest = Manifest {
+            format,
+            version,
+            name: self.terms.name.clone(),
+            lineage: self.lineage,
+            incarnation: self.incarnation,
+            cut: cut.0,
+            created: Timestamp::now(),
+            checkpoint: self.terms.checkpoint.clone(),
+            on_failure: self.terms.on_failure,
+            max_restores: self.terms.max_restores,
+            job: self.terms.job.clone(),
+            nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
+        };
+        self.store.commit(cut, &manifest)
+    }
+
+    /// Says how a checkpoint went.
+    pub(super) fn done(&mut self, cut: Colour, outcome: Outcome) {
+        let dir = self.store.directory(cut);
+        let answer: Answer = match outcome {
+            Outcome::Committed => {
+                self.last = Some(dir.clone());
+                say(&format!("checkpoint {}: {}", dir.display(), self.parts()));
+                Ok(dir.display().to_string().into())
+            }
+            Outcome::Aborted(reason) => Err(format!("checkpoint: {reason}; the network goes on")),
+            Outcome::Unknown(why) => Err(format!("checkpoint: whether it is one is not known: {why}; ask again")),
+            Outcome::Refused(reason) => Err(format!("checkpoint: {reason}; the network goes on")),
+        };
+        if self.then_stop && answer.is_ok() {
+            self.stopped = true;
+            self.signal_all(Signal::SIGKILL);
+        }
+        self.then_stop = false;
+        match (self.asker.take(), answer) {
+            // Who has gone needs no answer.
+            (Some(asker), answer) => drop(asker.send(answer)),
+            (None, Err(line)) => say(&line),
+            (None, Ok(_)) => {}
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A VM is gone: what becomes of the others.
+//!
+//! Invariant: two copies of a network never run at once. Every VM of a life has ended before the next life begins, and
+//! what members of an older life have said is not listened to.
+
+use std::fs;
+
+use ckvmm_net::Node;
+use ckvmm_net::coordinator::{Input, Member};
+use nix::sys::signal::Signal;
+use uuid::Uuid;
+
+use super::Supervisor;
+use super::start::{Beginning, last_words};
+use crate::error::{Error, Result};
+use crate::host::terminal::say;
+use crate::network::failure::Remedy;
+
+impl Supervisor {
+    /// A member says no more: without a word, unless its guest has left before.
+    pub(super) fn silent(&mut self, node: Node) -> Result<()> {
+        if self.stopped || self.goes_back || self.coordinator.members()[node.index()] != Member::On {
+            return Ok(());
+        }
+        let name = &self.seats[node.index()].name;
+        if !self.started && self.failures.restores() == 0 {
+            return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, name) });
+        }
+        self.lost(node)
+    }
+
+    /// A member is gone without a word.
+    pub(super) fn lost(&mut self, node: Node) -> Result<()> {
+        let name = self.seats[node.index()].name.clone();
+        if self.ending {
+            // It was to end.
+            self.feed(Input::Lost(node));
+            return Ok(());
+        }
+        match self.failures.another(self.last.as_deref()) {
+            Remedy::RunOn => {
+                let mend = match &self.last {
+                    Some(last) => {
+                        format!("`ckvmm network restore {}` goes back to the last checkpoint", last.display())
+                    }
+                    None => "there is no checkpoint to go back to".into(),
+                };
+                say(&format!("{name}: its VM is gone, the others run on; {mend}"));
+                self.feed(Input::Lost(node));
+            }
+            Remedy::GoBack(last) => {
+                let (nth, most) = (self.failures.restores(), self.failures.max_restores());
+                let dir = last.display();
+                say(&format!("{name}: its VM is gone; all go back to {dir} (restore {nth} of at most {most})"));
+                self.goes_back = true;
+                // Whoever waits for a checkpoint is told.
+                self.feed(Input::Lost(node));
+                self.signal_all(Signal::SIGKILL);
+            }
+            Remedy::End(reason) => {
+                return Err(Error::Node { name: name.to_string(), reason: format!("its VM is gone, and {reason}") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins another life from the last checkpoint. All VMs have ended.
+    pub(super) fn go_back(&mut self) -> anyhow::Result<()> {
+        let Some(last) = self.last.clone() else { return Ok(()) };
+        let path = self.store.path().to_path_buf();
+        let what = "the checkpoints cannot be listed; mend the file system";
+        self.store.begin_life().map_err(|source| Error::Io { path, what, source })?;
+        for seat in &self.seats {
+            // What a guest has written since is not part of the network's past any more.
+            let disks = self.state.join(&*seat.name).join("disks");
+            match fs::remove_dir_all(&disks) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    let what = "a guest's disks of before cannot be removed; mend the file system";
+                    return Err(Error::Io { path: disks, what, source }.into());
+                }
+                _ => {}
+            }
+        }
+        let beginning = Beginning::of_checkpoint(&last, &self.state)?;
+        self.incarnation = self.incarnation.max(beginning.incarnation) + 1;
+        self.lineage = Uuid::new_v4();
+        Ok(self.begin(beginning.nodes)?)
+    }
+}
