@@ -27,6 +27,8 @@ mod net_model;
 #[path = "../../guest-images/bare-metal/net_node.rs"]
 mod net_node;
 mod network;
+mod network_moved;
+mod network_time;
 mod oracle;
 mod picture;
 mod qcow2;

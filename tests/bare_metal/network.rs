@@ -7,17 +7,15 @@
 
 use std::{
     fs,
-    io::Write,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ckvmm_tests::{
     LIMIT,
     bare_metal::Home,
-    console::{Lines, value},
+    console::{Console, value},
     paths,
     pidfd::Pidfd,
     process::Ckvmm,
@@ -32,58 +30,36 @@ const CUTS_MAX: usize = 30;
 /// Frames that each node gets between two of them.
 const FRAMES: u64 = 300;
 
-/// A node's console.
-struct Console {
-    socket: UnixStream,
-    lines: Lines,
-}
-
-impl Console {
-    fn open(home: &Home, node: usize) -> Self {
-        let path = home.join(format!("ckvmm/c-n-{node}.console"));
-        let deadline = Instant::now() + LIMIT;
-        let socket = loop {
-            match UnixStream::connect(&path) {
-                Ok(socket) => break socket,
-                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
-            }
-            thread::sleep(Duration::from_millis(10));
-        };
-        let lines = Lines::read(&format!("console of node {node}"), socket.try_clone().unwrap());
-        Console { socket, lines }
-    }
-
-    /// Asks the guest for its account; returns how many frames it has got. Nothing is ever missing in one.
-    fn account(&mut self) -> u64 {
-        self.lines.skip();
-        self.socket.write_all(b"s").unwrap();
-        let mut received = 0;
-        loop {
-            let line = self.lines.next("account", LIMIT, |line| line.strip_prefix("CKVMM net ").map(str::to_owned));
-            let number = |key| value(&line, key).map(|text| text.parse::<u64>().unwrap());
-            for trouble in ["lost", "duplicated", "reordered", "corrupt", "astray", "ahead", "foreign"] {
-                assert!(number(trouble).is_none_or(|count| count == 0), "{line}");
-            }
-            received += number("received").unwrap_or(0);
-            if line.contains("acknowledged=") {
-                return received;
-            }
+/// Asks the guest for its account; returns how many frames it has got. Nothing is ever missing in one.
+fn account(console: &mut Console) -> u64 {
+    console.lines.skip();
+    console.type_bytes(b"s");
+    let mut received = 0;
+    loop {
+        let line = console.lines.next("account", LIMIT, |line| line.strip_prefix("CKVMM net ").map(str::to_owned));
+        let number = |key| value(&line, key).map(|text| text.parse::<u64>().unwrap());
+        for trouble in ["lost", "duplicated", "reordered", "corrupt", "astray", "ahead", "foreign"] {
+            assert!(number(trouble).is_none_or(|count| count == 0), "{line}");
+        }
+        received += number("received").unwrap_or(0);
+        if line.contains("acknowledged=") {
+            return received;
         }
     }
 }
 
 /// A running network.
-struct Network<'a> {
+pub(crate) struct Network<'a> {
     home: &'a Home,
     supervisor: Ckvmm,
     state: PathBuf,
-    consoles: Vec<Console>,
+    pub(crate) consoles: Vec<Console>,
     /// While they run.
-    members: Vec<Pidfd>,
+    pub(crate) members: Vec<Pidfd>,
 }
 
 impl<'a> Network<'a> {
-    fn up(home: &'a Home, nodes: usize, more: &str) -> Self {
+    pub(crate) fn up(home: &'a Home, nodes: usize, more: &str) -> Self {
         let net = json!({
             "version": 1, "name": "c", "subnet": "10.77.0.0/24",
             "nodes": [{ "name": "n", "count": nodes, "config": "node.json" }],
@@ -103,31 +79,36 @@ impl<'a> Network<'a> {
     }
 
     fn restore(home: &'a Home, checkpoint: &Path, nodes: usize, state: &str) -> Self {
+        Self::restore_with(home, checkpoint, nodes, state, &[])
+    }
+
+    pub(crate) fn restore_with(home: &'a Home, checkpoint: &Path, nodes: usize, state: &str, more: &[&str]) -> Self {
         let state = home.join(state);
         let arguments = ["network", "restore", checkpoint.to_str().unwrap(), "--state", state.to_str().unwrap()];
-        let supervisor = Ckvmm::start(home.path(), arguments);
+        let supervisor = Ckvmm::start(home.path(), arguments.iter().chain(more));
         Self::running(home, supervisor, state, nodes)
     }
 
-    fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
-        let consoles = (0..nodes).map(|node| Console::open(home, node)).collect();
+    pub(crate) fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
+        let consoles =
+            (0..nodes).map(|node| Console::open(&home.join(format!("ckvmm/c-n-{node}.console")), LIMIT)).collect();
         let members = Pidfd::children_of(supervisor.pid());
         assert_eq!(members.len(), nodes);
         Network { home, supervisor, state, consoles, members }
     }
 
     /// Waits until every node gets frames that it had not got, and sees that none is missing.
-    fn goes_on(&mut self) {
+    pub(crate) fn goes_on(&mut self) {
         for console in &mut self.consoles {
-            let before = console.account();
+            let before = account(console);
             let deadline = Instant::now() + LIMIT;
-            while console.account() < before + FRAMES {
+            while account(console) < before + FRAMES {
                 assert!(Instant::now() < deadline, "no frames come");
             }
         }
     }
 
-    fn checkpoint(&self) -> PathBuf {
+    pub(crate) fn checkpoint(&self) -> PathBuf {
         let state = self.state.to_str().unwrap();
         let dir = PathBuf::from(self.home.ok(["network", "checkpoint", "--state", state]));
         assert!(dir.join("manifest.json").exists(), "{}", dir.display());
@@ -148,7 +129,7 @@ impl<'a> Network<'a> {
     }
 
     /// Ends all as a crash of the host would.
-    fn kill9(mut self) {
+    pub(crate) fn kill9(mut self) {
         self.supervisor.signal(Signal::SIGKILL);
         self.kill_members();
     }
@@ -162,11 +143,11 @@ impl<'a> Network<'a> {
     }
 
     /// All stop sending, and everything that was sent has come.
-    fn ends_whole(&mut self) {
-        self.consoles.iter_mut().for_each(|console| console.socket.write_all(b"x").unwrap());
+    pub(crate) fn ends_whole(&mut self) {
+        self.consoles.iter_mut().for_each(|console| console.type_bytes(b"x"));
         for console in &mut self.consoles {
             console.lines.expect("drained=yes", LIMIT);
-            console.account();
+            account(console);
         }
     }
 }

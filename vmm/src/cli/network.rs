@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{ExitStatus, output};
+use super::{Clock, ExitStatus, output};
 use crate::network::control::{Verb, ask, find_state};
-use crate::network::supervisor;
+use crate::network::supervisor::{self, Restore};
 
 /// Run a network of VMs that is checkpointed in one instant
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,12 @@ enum NetworkVerb {
         checkpoint: PathBuf,
         #[command(flatten)]
         state: State,
+        /// Change a node's configuration, like n-0.nics.wan.uplink.tap=tap7, or checkpoint.dir=/x (may be repeated)
+        #[arg(long, value_name = "NODE.PATH=VALUE")]
+        set: Vec<String>,
+        /// The guests' time: go on from the checkpoint's, or jump to now
+        #[arg(long, value_enum, default_value_t)]
+        clock: Clock,
     },
     /// Checkpoint all VMs in one instant, and wait until that is durable
     Checkpoint(State),
@@ -62,7 +68,9 @@ impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         match self.verb {
             NetworkVerb::Up { config, state } => return Ok(supervisor::up(&config, state.dir)?),
-            NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
+            NetworkVerb::Restore { checkpoint, state, set, clock } => {
+                return supervisor::restore(Restore { checkpoint, state: state.dir, set, clock });
+            }
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
                 output::print(dir.as_str().unwrap_or_default())?;

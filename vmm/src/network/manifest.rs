@@ -76,6 +76,11 @@ impl Manifest {
         (FORMAT.to_owned(), VERSION)
     }
 
+    /// The instant that all guests go on from: that of the last cut, so that for none time goes back.
+    pub fn instant(&self) -> Option<Timestamp> {
+        self.nodes.iter().filter_map(|node| Some(node.part.as_ref()?.part.created)).max()
+    }
+
     /// Reads the manifest of the checkpoint `dir`, and compares with it the manifests of its nodes.
     ///
     /// # Errors

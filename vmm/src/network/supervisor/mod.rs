@@ -4,10 +4,11 @@
 //! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
 //! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
+mod end;
 mod start;
 mod status;
 
-pub use start::{restore, up};
+pub use start::{Restore, restore, up};
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use uuid::Uuid;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
 use super::manifest::{self, Manifest, NodeEntry, PartEntry};
-use super::message::{FromMember, Part};
+use super::message::{self, FromMember, Part};
 use super::store::NetStore;
 use crate::cli::ExitStatus;
 use crate::config::{CheckpointConfig, Id};
@@ -91,8 +92,10 @@ struct Supervisor {
     /// When the next checkpoint is due.
     due: Option<Instant>,
     last: Option<Colour>,
-    /// All were told to go.
-    started: bool,
+    /// Of a restored network: the instant that its guests go on from; absent: from the present.
+    from: Option<Timestamp>,
+    /// What of the time since their cuts guests do not see, nanoseconds. Known when all were told to go.
+    less_ns: Option<i64>,
     /// The network is to end with the checkpoint that is being made.
     then_stop: bool,
     stopped: bool,
@@ -146,11 +149,7 @@ impl Supervisor {
             }
             Event::Said(node, FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
             Event::Silent(node) => return self.silent(node),
-            Event::Ended(node, ended) => {
-                if let Some(process) = &mut self.seats[node.index()].process {
-                    process.ended = Some(ended);
-                }
-            }
+            Event::Ended(node, ended) => self.ended(node, ended),
             Event::Signal(Asked::Checkpoint) => self.request(),
             Event::Signal(Asked::CheckpointAndStop) => {
                 self.then_stop = true;
@@ -181,7 +180,7 @@ impl Supervisor {
             return Ok(());
         }
         let name = &self.seats[node.index()].name;
-        if !self.started {
+        if self.less_ns.is_none() {
             return Err(Error::Node { name: name.to_string(), reason: start::last_words(&self.state, name) });
         }
         say(&format!("{name}: its VM is gone; go back to the last checkpoint with `ckvmm network restore`"));
@@ -210,8 +209,7 @@ impl Supervisor {
     fn perform(&mut self, output: Output<Part>) -> Option<Input<Part>> {
         match output {
             Output::Send(node, message) => {
-                self.started |= message == ToMember::Go;
-                self.tell(node, &message.into());
+                self.tell(node, message);
                 None
             }
             Output::RecordIntent(cut) => Some(match self.store.begin(cut) {
@@ -299,10 +297,15 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, node: Node, message: &super::message::ToMember) {
+    fn tell(&mut self, node: Node, message: ToMember) {
+        if message == ToMember::Go && self.less_ns.is_none() {
+            // All are told the same, so the clocks of all go on from one instant, whenever each of them hears of it.
+            let passed = self.from.map(|from| Timestamp::now().as_nanosecond() - from.as_nanosecond());
+            self.less_ns = Some(passed.map_or(0, |passed| passed.try_into().unwrap_or(i64::MAX)));
+        }
         if let Some(process) = &self.seats[node.index()].process {
             // That it is gone is heard otherwise.
-            let _ = process.channel.send(message, &[]);
+            let _ = process.channel.send(&message::ToMember::new(message, self.less_ns.unwrap_or(0)), &[]);
         }
     }
 
@@ -316,12 +319,5 @@ impl Supervisor {
 impl Seat {
     fn runs(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.ended.is_none())
-    }
-}
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        // Only when it fails: what it has started goes with it.
-        self.signal_all(Signal::SIGKILL);
     }
 }

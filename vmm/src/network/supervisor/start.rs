@@ -17,14 +17,16 @@ use std::thread;
 
 use ckvmm_net::Node;
 use ckvmm_net::coordinator::{Coordinator, Member};
+use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
 use super::{Event, Process, Seat, Supervisor};
-use crate::cli::ExitStatus;
+use crate::cli::{Clock, ExitStatus};
 use crate::config::{CheckpointConfig, Id};
 use crate::error::{Error, Result};
 use crate::host::signals::{Asked, Signals};
+use crate::network::changes;
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
 use crate::network::control;
@@ -42,6 +44,8 @@ struct Beginning {
     checkpoint: CheckpointConfig,
     state: PathBuf,
     nodes: Vec<Beginner>,
+    /// The instant that the guests go on from; absent: from the present.
+    from: Option<Timestamp>,
 }
 
 /// A node of it.
@@ -73,35 +77,56 @@ pub fn up(file: &Path, state: Option<PathBuf>) -> Result<ExitStatus> {
     });
     let nodes = nodes.collect::<Result<_>>()?;
     let NetConfig { name, checkpoint, .. } = config;
-    Beginning { name, incarnation: 0, checkpoint, state, nodes }.run(signals, lock)
+    Beginning { name, incarnation: 0, checkpoint, state, nodes, from: None }.run(signals, lock)
+}
+
+/// What a restore was asked for.
+#[derive(Debug)]
+pub struct Restore {
+    /// The checkpoint's directory.
+    pub checkpoint: PathBuf,
+    /// The network's directory; absent: a new one in the current one.
+    pub state: Option<PathBuf>,
+    /// What is to be other than in the checkpoint, see [`changes`].
+    pub set: Vec<String>,
+    /// What the guests' clocks say.
+    pub clock: Clock,
 }
 
 /// Continues a network from a checkpoint, and stays until it ends. The checkpoint is only read.
 ///
 /// # Errors
 /// It is damaged, a VM cannot be restored.
-pub fn restore(checkpoint: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
+pub fn restore(Restore { checkpoint, state, set, clock }: Restore) -> anyhow::Result<ExitStatus> {
     let signals = Signals::block()?;
-    let manifest = Manifest::load(checkpoint)?;
+    let mut manifest = Manifest::load(&checkpoint)?;
+    let changes = changes::apply(&set, &mut manifest)?;
+    if let Some(dir) = &mut manifest.checkpoint.dir {
+        *dir = std::path::absolute(&dir).map_err(Error::os("finding the current directory"))?;
+    }
+    let from = manifest.instant().filter(|_| clock == Clock::Freeze);
     let checkpoint = checkpoint.canonicalize().map_err(Error::os("finding the checkpoint"))?;
     let unique = Uuid::new_v4().simple().to_string();
     let state = state.unwrap_or_else(|| PathBuf::from(format!("{}-{}.ckvmm", manifest.name, &unique[..8])));
     let (state, lock) = open_state(&state)?;
-    let nodes = manifest.nodes.into_iter().map(|node| {
+    let nodes = manifest.nodes.into_iter().zip(changes).map(|(node, changes)| {
         let dir = state.join(&*node.name);
         let console = config::console(&format!("{}-{}", manifest.name, node.name));
         let console = format!("serial.socket={}", console.display());
         let image = checkpoint.join(&*node.name);
-        let arguments = ["restore".into(), image, "--work".into(), dir.clone(), "--set".into(), console.into()];
+        let mut arguments = vec!["restore".into(), image, "--work".into(), dir.clone()];
+        for change in [console].into_iter().chain(changes) {
+            arguments.extend(["--set".into(), change.into()]);
+        }
         if node.part.is_some() {
             make_dir(&dir)?;
         }
-        let arguments = node.part.is_some().then(|| arguments.into());
+        let arguments = node.part.is_some().then_some(arguments);
         Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
     });
     let nodes = nodes.collect::<Result<_>>()?;
     let Manifest { name, incarnation, checkpoint, .. } = manifest;
-    Ok(Beginning { name, incarnation: incarnation + 1, checkpoint, state, nodes }.run(signals, lock)?)
+    Ok(Beginning { name, incarnation: incarnation + 1, checkpoint, state, nodes, from }.run(signals, lock)?)
 }
 
 impl Beginning {
@@ -125,7 +150,8 @@ impl Beginning {
             deadline: None,
             due: None,
             last: None,
-            started: false,
+            from: self.from,
+            less_ns: None,
             then_stop: false,
             stopped: false,
         };

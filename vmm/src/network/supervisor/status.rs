@@ -29,7 +29,7 @@ impl Supervisor {
         json!({
             "name": self.name,
             "pid": std::process::id(),
-            "started": self.started,
+            "started": self.less_ns.is_some(),
             "incarnation": self.incarnation,
             "store": self.store.path(),
             "last_checkpoint": self.last.map(|cut| self.store.directory(cut)),
