@@ -1,6 +1,6 @@
 # Short names for cargo and shell commands; whatever is more than a line is a script of its own.
 .DEFAULT_GOAL := help
-.PHONY: help deps images bare-metal lab-shell demo demo-network test mutants model bench soak clean
+.PHONY: help deps images bare-metal lab-shell demo demo-network test mutants model bench bench-network soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ model: ## every order of events of small networks, a million of larger ones; ten
 bench: deps bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
 	@cargo build --quiet --release --package ckvmm --package ckvmm-bench
 	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench" $(ARGS)
+
+bench-network: override ARGS += --network
+bench-network: bench ## what checkpoints of a network cost (ARGS=--quick: in two minutes)
 
 soak: deps images ## the long tests
 	@tests/all --soak

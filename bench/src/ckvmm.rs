@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Instant};
 
-use ckvmm_tests::{LIMIT, bare_metal, config, process::Ckvmm};
+use ckvmm_tests::{LIMIT, api::Api, bare_metal, config, process::Ckvmm};
 use serde_json::Value;
 
 use crate::{
@@ -32,6 +32,12 @@ impl CkvmmVm {
         let process = scratch.start(command);
         process.console.expect("CKVMM filled", LIMIT);
         CkvmmVm { dir, store, process: Some(process) }
+    }
+
+    /// What the VMM says of its last checkpoint.
+    pub(crate) fn last_checkpoint(&self) -> Value {
+        let socket = self.dir.join("ckvmm").join(bare_metal::NAME).with_extension("sock");
+        Api::new(&socket).vm()["last_checkpoint"].take()
     }
 }
 

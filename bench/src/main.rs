@@ -13,6 +13,7 @@ mod ckvmm;
 mod clones;
 mod guest;
 mod memory;
+mod network;
 mod pictures;
 mod plan;
 mod plot;
@@ -39,6 +40,9 @@ struct Args {
     /// Less of everything, in two minutes
     #[arg(long)]
     quick: bool,
+    /// Checkpoints of networks instead
+    #[arg(long, conflicts_with = "only")]
+    network: bool,
     /// One table only
     #[arg(long, value_name = "TABLE")]
     only: Option<Table>,
@@ -74,12 +78,18 @@ enum Table {
 
 fn main() {
     let args = Args::parse();
-    let json = args.json.clone().unwrap_or_else(|| paths::root().join("build/bench.json"));
-    let report = if args.draw { Report::read(&json) } else { measure(&args) };
-    if !args.draw {
-        report.write(&json);
+    let name = if args.network { "bench-network" } else { "bench" };
+    let build = paths::root().join("build");
+    let json = args.json.clone().unwrap_or_else(|| build.join(name).with_extension("json"));
+    let plots = args.plots.clone().unwrap_or_else(|| build.join(name));
+    if args.network {
+        return network::run(args.quick, args.draw, &json, &plots);
     }
-    pictures::draw(&report, &args.plots.unwrap_or_else(|| paths::root().join("build/bench")));
+    let figures = if args.draw { report::read(&json) } else { measure(&args) };
+    if !args.draw {
+        report::write(&figures, &json);
+    }
+    pictures::draw(&figures, &plots);
 }
 
 fn measure(args: &Args) -> Report {

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use crate::{
     case::{Method, Place, Sweep, size},
-    plot::{Bars, Lines},
+    plot::{Bars, Drawn, Lines},
     report::{Checkpoints, Report},
     sample::medians,
 };
@@ -22,8 +22,6 @@ pub(crate) fn draw(report: &Report, dir: &Path) {
     ];
     drawn.into_iter().for_each(|drawn| drawn.unwrap_or_else(|error| panic!("{}: {error}", dir.display())));
 }
-
-type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// The plain cases, a group each; the noise is that of the first method's guest.
 fn by_size(
@@ -54,12 +52,13 @@ fn by_size(
 
 fn one_after_the_other(report: &Report, file: &Path) -> Drawn {
     let of_fork = plain(report).filter(|checkpoints| checkpoints.method == Method::CkvmmFork);
-    let gaps = |c: &Checkpoints| c.samples.iter().map(|sample| sample.gap * 1e3).collect();
+    let gaps = |c: &Checkpoints| (1..).map(f64::from).zip(c.samples.iter().map(|sample| sample.gap * 1e3)).collect();
     let lines: Vec<_> = of_fork.map(|checkpoints| (checkpoints.case.to_string(), gaps(checkpoints))).collect();
     if lines.is_empty() {
         return Ok(());
     }
-    Lines { title: "Longest gap, ckvmm fork, one checkpoint after the other", below: "checkpoint", lines }.draw(file)
+    Lines { title: "Longest gap, ckvmm fork, one checkpoint after the other", below: "checkpoint", unit: "ms", lines }
+        .draw(file)
 }
 
 fn restores(report: &Report, file: &Path) -> Drawn {

@@ -28,14 +28,15 @@ pub(crate) struct Bars {
     pub(crate) groups: Vec<(String, Vec<Option<f64>>)>,
 }
 
-/// Milliseconds, as they go on from 1.
+/// Points joined by lines.
 pub(crate) struct Lines {
     pub(crate) title: &'static str,
     pub(crate) below: &'static str,
-    pub(crate) lines: Vec<(String, Vec<f64>)>,
+    pub(crate) unit: &'static str,
+    pub(crate) lines: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-type Drawn = Result<(), Box<dyn Error>>;
+pub(crate) type Drawn = Result<(), Box<dyn Error>>;
 
 impl Bars {
     pub(crate) fn draw(&self, file: &Path) -> Drawn {
@@ -91,26 +92,29 @@ impl Lines {
     pub(crate) fn draw(&self, file: &Path) -> Drawn {
         let area = SVGBackend::new(file, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let y = range(self.lines.iter().flat_map(|(_, points)| points.iter().copied()));
+        let points = || self.lines.iter().flat_map(|(_, points)| points.iter());
+        let y = range(points().map(|(_, y)| *y));
         let bottom = y.start;
-        let longest = self.lines.iter().map(|(_, points)| points.len()).max().unwrap_or(1);
+        let first = points().map(|(x, _)| *x).fold(1.0, f64::min);
+        let last = points().map(|(x, _)| *x).fold(2.0, f64::max);
         let mut chart = ChartBuilder::on(&area)
             .caption(self.title, ("sans-serif", 22))
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(64)
-            .build_cartesian_2d(1..longest.max(2), y.log_scale())?;
+            .build_cartesian_2d(first..last, y.log_scale())?;
         chart
             .configure_mesh()
             .disable_x_mesh()
+            .x_label_formatter(&|x| format!("{x}"))
             .x_desc(self.below)
             .label_style(LABELS)
-            .y_desc("ms")
+            .y_desc(self.unit)
             .y_label_formatter(&|y| format!("{y}"))
             .draw()?;
         for (number, (name, points)) in self.lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
-            let points = points.iter().enumerate().map(|(at, ms)| (at + 1, ms.max(bottom)));
+            let points = points.iter().map(|(x, y)| (*x, y.max(bottom)));
             chart
                 .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
                 .label(name)

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     case::{Case, Method},
@@ -66,18 +66,19 @@ impl Report {
     pub(crate) fn new(machine: Machine) -> Self {
         Report { machine, checkpoints: vec![], throughput: vec![], restores: vec![], clones: vec![] }
     }
+}
 
-    /// That of an earlier run.
-    pub(crate) fn read(path: &Path) -> Self {
-        let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    }
+/// The figures of an earlier run.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> T {
+    let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
 
-    pub(crate) fn write(&self, path: &Path) {
-        let mut text = serde_json::to_string_pretty(self).expect("figures can be written down");
-        text.push('\n');
-        fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    }
+/// Keeps figures for another one.
+pub(crate) fn write(figures: &impl Serialize, path: &Path) {
+    let mut text = serde_json::to_string_pretty(figures).expect("figures can be written down");
+    text.push('\n');
+    fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
 /// Begins a table.

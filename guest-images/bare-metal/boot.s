@@ -215,7 +215,7 @@ stubs:                          # 16 bytes each; those without an error code pus
 stubs_end:
 
 # `ud2` is the call gate, for not every KVM delivers `syscall` and `int`; and I/O goes through it, for not every KVM
-# lets CPL 3 do that, whatever IOPL says. eax = CALL + service, edx = port, cl = value; the answer is in eax.
+# lets CPL 3 do that, whatever IOPL says. eax = CALL + service, edx = port or address, cl = value; the answer is in eax.
 .set CALL, 0x636b0000
 undefined:
     cmp eax, CALL + 2
@@ -226,6 +226,8 @@ undefined:
     je 5f
     cmp eax, CALL + 4
     je start_second             # second.s
+    cmp eax, CALL + 5
+    je 6f
     cmp eax, CALL
     je 4f
     push 0                      # somebody's own ud2
@@ -238,6 +240,15 @@ undefined:
     in al, dx
 4:  add qword ptr [rsp], 2      # 0: nothing: a way to CPL 0 and back
     iretq
+6:  push rcx                    # 5: KVM's clock
+    push rdx
+    mov ecx, 0x4b564d01         # MSR_KVM_SYSTEM_TIME_NEW
+    mov eax, edx
+    xor edx, edx
+    wrmsr
+    pop rdx
+    pop rcx
+    jmp 4b
 5:  lidt [no_idt]               # 3: a triple fault: an exception without a table of handlers
     ud2
 

@@ -2,7 +2,7 @@
 
 use crate::machine::{Boot, Serial, number, parameter, tsc};
 use crate::model::{ARENA_LOWEST, CELL, GAP_CLASSES, HEADER_ADDRESS, Header, Job, MAGIC, VERSION, Writes};
-use crate::{fail, power_off, ram_mib, second};
+use crate::{clock, fail, power_off, ram_mib, second};
 
 /// Steps between two looks at the TSC.
 const STEPS_A_LOOK: u64 = 256;
@@ -316,6 +316,10 @@ impl Account {
                 say!("read bytes={bytes}");
             }
             Some(b'p') => say!("here"),
+            Some(b't') => {
+                let (tsc, kvmclock) = clock::read();
+                say!("time tsc={tsc} kvmclock={kvmclock}");
+            }
             Some(b'q') => power_off(),
             _ => return,
         }

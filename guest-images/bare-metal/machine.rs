@@ -26,24 +26,25 @@ enum Call {
     WritePort = 0x636b_0002,
     TripleFault = 0x636b_0003,
     StartSecond = 0x636b_0004,
+    SetKvmclock = 0x636b_0005,
 }
 
-fn call(service: Call, port: u16, value: u8) -> u8 {
+fn call(service: Call, place: u32, value: u8) -> u8 {
     let answer: u32;
     // SAFETY: boot.s' handler steps over the instruction and changes no register but eax. (It may cause what touches
     // memory, so this does not say `nomem`.)
     unsafe {
-        asm!("ud2", inlateout("eax") service as u32 => answer, in("edx") u32::from(port), in("ecx") u32::from(value))
+        asm!("ud2", inlateout("eax") service as u32 => answer, in("edx") place, in("ecx") u32::from(value))
     }
     answer as u8
 }
 
 pub fn write_port(port: u16, value: u8) {
-    call(Call::WritePort, port, value);
+    call(Call::WritePort, port.into(), value);
 }
 
 pub fn read_port(port: u16) -> u8 {
-    call(Call::ReadPort, port, 0)
+    call(Call::ReadPort, port.into(), 0)
 }
 
 /// To CPL 0 and back.
@@ -57,6 +58,11 @@ pub fn triple_fault() {
 
 pub fn start_second_cpu() {
     call(Call::StartSecond, 0, 0);
+}
+
+/// Tells KVM where its clock's page is (address, and bit 0: it is to be filled in).
+pub fn set_kvmclock(page: u32) {
+    call(Call::SetKvmclock, page, 0);
 }
 
 pub fn tsc() -> u64 {

@@ -31,14 +31,15 @@
 //!
 //! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, net, pagefill and time keep account in memory: model.rs.
 //! While one of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r`
-//! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` says that it is here, `q` turns
-//! off; `x` ends what `job=net` sends.
+//! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` says that it is here, `t` the
+//! time, `q` turns off; `x` ends what `job=net` sends.
 //!
 //! Lines on the serial line, each begins with `CKVMM`:
 //!
 //! ```text
 //! CKVMM hello protocol=linux|pvh ram_mib=N
 //! CKVMM here                                                                  the answer to p
+//! CKVMM time tsc=N kvmclock=N                                                 the answer to t; ns
 //! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
 //! CKVMM filled steps=N                                                         the arena is full
 //! CKVMM found disk0=N disk1=N                                                  the newest numbers on the disks, at boot
@@ -61,6 +62,7 @@
 #[macro_use]
 mod machine;
 mod card;
+mod clock;
 mod disk;
 mod disk_model;
 mod disks;

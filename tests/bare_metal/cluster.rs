@@ -142,13 +142,17 @@ impl<'a> Network<'a> {
     }
 
     pub(crate) fn restore(home: &'a Home, checkpoint: &Path, nodes: usize, state: &str) -> Self {
+        Self::restore_with(home, checkpoint, nodes, state, &[])
+    }
+
+    pub(crate) fn restore_with(home: &'a Home, checkpoint: &Path, nodes: usize, state: &str, more: &[&str]) -> Self {
         let state = home.join(state);
         let arguments = ["network", "restore", checkpoint.to_str().unwrap(), "--state", state.to_str().unwrap()];
-        let supervisor = Ckvmm::start(home.path(), arguments);
+        let supervisor = Ckvmm::start(home.path(), arguments.iter().chain(more));
         Self::running(home, supervisor, state, nodes)
     }
 
-    fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
+    pub(crate) fn running(home: &'a Home, supervisor: Ckvmm, state: PathBuf, nodes: usize) -> Self {
         let mut network = Network { home, supervisor, state, consoles: Vec::new(), members: Vec::new() };
         network.meet(nodes);
         network
@@ -195,6 +199,29 @@ impl<'a> Network<'a> {
         let dir = PathBuf::from(self.ask(&["checkpoint"]));
         assert!(dir.join("manifest.json").exists(), "{}", dir.display());
         dir
+    }
+
+    /// A checkpoint of which node 1 hears when node 0 has taken its part, as on a host that is busy: what comes from node 0
+    /// by then is of after the cut.
+    pub(crate) fn checkpoint_with_one_late(&mut self) -> PathBuf {
+        let mut first = self.consoles.remove(0);
+        self.members[1].signal(Signal::SIGSTOP);
+        let dir = thread::scope(|scope| {
+            let checkpoint = scope.spawn(|| self.checkpoint());
+            wait_until("node 0 has cut", || self.is_open_with_part_of("n-0").then_some(()));
+            // It runs again, and what it had to send before has gone.
+            first.account();
+            self.members[1].signal(Signal::SIGCONT);
+            checkpoint.join().unwrap()
+        });
+        self.consoles.insert(0, first);
+        dir
+    }
+
+    /// Whether a cut is open of which `node` has its part in the making.
+    fn is_open_with_part_of(&self, node: &str) -> bool {
+        let cuts = fs::read_dir(self.home.join("checkpoints")).into_iter().flatten().map(|cut| cut.unwrap().path());
+        cuts.filter(|cut| !cut.join("manifest.json").exists()).any(|cut| cut.join(node).join("state").exists())
     }
 
     /// Asks for a checkpoint; `node`'s writer is held.

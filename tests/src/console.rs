@@ -1,11 +1,48 @@
 //! Lines that a process writes, kept, and waited for.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
+
+/// A guest's console that is a socket.
+#[derive(Debug)]
+pub struct Console {
+    socket: UnixStream,
+    /// What the guest says.
+    pub lines: Lines,
+}
+
+impl Console {
+    /// Connects to the socket `path` as soon as it is there.
+    ///
+    /// # Panics
+    /// If `limit` passes.
+    pub fn open(path: &Path, limit: Duration) -> Self {
+        let deadline = Instant::now() + limit;
+        let socket = loop {
+            match UnixStream::connect(path) {
+                Ok(socket) => break socket,
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let lines = Lines::read(&path.to_string_lossy(), socket.try_clone().expect("a descriptor is left"));
+        Console { socket, lines }
+    }
+
+    /// Types at it.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn type_bytes(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).expect("the VMM reads its console");
+    }
+}
 
 /// Lines of one stream, from the first to the last so far.
 #[derive(Debug, Clone)]

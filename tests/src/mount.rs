@@ -12,14 +12,22 @@ use nix::{
     unistd::Uid,
 };
 
+/// True if namespaces can be had; says so if not.
+pub fn possible() -> bool {
+    let root = Uid::effective().is_root();
+    if !root {
+        println!("skipped: a mount namespace takes root");
+    }
+    root
+}
+
 /// Moves the calling thread, and what it starts, into a mount namespace of its own. False if that is not to be had
 /// without root.
 ///
 /// # Panics
 /// If root cannot have one either.
 pub fn enter_namespace() -> bool {
-    if !Uid::effective().is_root() {
-        println!("skipped: a mount namespace takes root");
+    if !possible() {
         return false;
     }
     unshare(CloneFlags::CLONE_NEWNS).expect("root can have a mount namespace");

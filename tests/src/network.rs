@@ -16,11 +16,19 @@ pub const GUEST: &str = "10.93.0.2";
 /// # Panics
 /// If that cannot be had (it takes root).
 pub fn enter_namespace_with_tap() {
+    enter_namespace_with(TAP);
+}
+
+/// The same, with a TAP of this name.
+///
+/// # Panics
+/// If that cannot be had (it takes root).
+pub fn enter_namespace_with(tap: &str) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace takes root");
     ip(&["link", "set", "lo", "up"]);
-    ip(&["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"]);
-    ip(&["address", "add", &format!("{HOST}/24"), "dev", TAP]);
-    ip(&["link", "set", TAP, "up"]);
+    ip(&["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr"]);
+    ip(&["address", "add", &format!("{HOST}/24"), "dev", tap]);
+    ip(&["link", "set", tap, "up"]);
 }
 
 /// True if the guest answers a ping within five seconds.

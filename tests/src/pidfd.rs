@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::signal::Signal,
+};
 
 /// A process that need not be a child of this one.
 #[derive(Debug)]
@@ -51,10 +54,14 @@ impl Pidfd {
 
     /// Kills it. That it has ended by itself is no failure.
     pub fn kill9(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends it a signal. That it has ended by itself is no failure.
+    pub fn signal(&self, signal: Signal) {
+        let (fd, signal) = (self.fd.as_raw_fd(), signal as i32);
         // SAFETY: pidfd_send_signal(2) takes integers, and a null pointer for the signal as kill(2) sends it.
-        unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, std::ptr::null::<u8>(), 0)
-        };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<u8>(), 0) };
     }
 
     /// Waits for its end.

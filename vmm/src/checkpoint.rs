@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap};
 use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
 use crate::{
@@ -56,12 +57,16 @@ pub struct Begun {
     staged: StagedImage,
     captured: Captured,
     head: ManifestHead,
+    /// What of its pause this thread was at work: on a busy host it waits for a CPU besides.
+    pause_cpu_us: u64,
 }
 
 /// What was taken from the machine while it stood still.
 #[derive(Debug)]
 struct Captured {
     state: StateMap,
+    /// When that was.
+    instant: Timestamp,
     memory: Memory,
 }
 
@@ -99,7 +104,7 @@ pub fn begin(
         staged.prepare_disk(id, disk)?;
     }
     let ran = machine.is_running();
-    let (created, stopped) = (Timestamp::now(), Instant::now());
+    let (stopped, cpu) = (Instant::now(), cpu_time());
     let captured = machine.pause().and_then(|paused| {
         let captured = capture(&paused, &mut staged, prepared, plan.writer, operation)?;
         taken();
@@ -109,6 +114,7 @@ pub fn begin(
         machine.resume()?;
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
+    let pause_cpu_us = micros(cpu_time().saturating_sub(cpu));
     let captured = captured?;
     if let Memory::Forked(writer) = &captured.memory {
         writer.begin();
@@ -117,14 +123,14 @@ pub fn begin(
         name: plan.name,
         lineage: plan.lineage,
         parent: plan.parent,
-        created,
+        created: captured.instant,
         mode: captured.memory.mode().into(),
         config: plan.config,
         host,
         pause_us: micros(pause),
         started,
     };
-    Ok(Begun { staged, captured, head })
+    Ok(Begun { staged, captured, head, pause_cpu_us })
 }
 
 /// What happens while the guest stands still.
@@ -135,7 +141,7 @@ fn capture(
     writer: Writer,
     operation: &Running,
 ) -> Result<Captured> {
-    let state = paused.save()?;
+    let (state, instant) = paused.save()?;
     let ram = paused.ram().memory();
     let mut write = |prepared| {
         let held = operation.held();
@@ -157,7 +163,7 @@ fn capture(
         },
     };
     staged.cut_disks();
-    Ok(Captured { state, memory })
+    Ok(Captured { state, instant, memory })
 }
 
 impl Begun {
@@ -172,7 +178,7 @@ impl Begun {
         under_way: impl FnOnce() -> Result<Option<(Id, Vec<u8>)>>,
         sound: impl FnOnce() -> Result<()>,
     ) -> Result<CheckpointDone> {
-        let Begun { mut staged, captured: Captured { state, memory }, head } = self;
+        let Begun { mut staged, captured: Captured { state, instant: _, memory }, head, pause_cpu_us } = self;
         staged.write_state(&state)?;
         // The writer is at work meanwhile, and the sooner the disks are captured the fewer writes have to wait for it.
         staged.finish_disks(progress)?;
@@ -184,15 +190,21 @@ impl Begun {
             staged.write_network(&nic, &frames)?;
         }
         sound()?;
-        let (id, pause_us, started) = (staged.id(), head.pause_us, head.started);
+        let (id, created, pause_us, started) = (staged.id(), head.created, head.pause_us, head.started);
         let dir = staged.commit(head)?;
-        Ok(CheckpointDone { dir, id, written_bytes, pause_us, duration_us: micros(started.elapsed()) })
+        let duration_us = micros(started.elapsed());
+        Ok(CheckpointDone { dir, id, created, written_bytes, pause_us, pause_cpu_us, duration_us })
     }
 }
 
 /// An error's line without its mend, for when it is mended.
 fn without_mend(line: &str) -> &str {
     line.rsplit_once("; ").map_or(line, |(thing, _)| thing)
+}
+
+/// For how long the calling thread has had a CPU.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{ExitStatus, links, output};
+use super::{Clock, ExitStatus, links, output};
 use crate::network::control::{Verb, ask, find_orphan, find_state};
-use crate::network::supervisor;
+use crate::network::supervisor::{self, Restore};
 
 /// Run a network of VMs that is checkpointed in one instant
 #[derive(Debug, clap::Args)]
@@ -45,6 +45,12 @@ enum NetworkVerb {
         checkpoint: PathBuf,
         #[command(flatten)]
         state: State,
+        /// Change a node's configuration, like n-0.nics.wan.uplink.tap=tap7, or checkpoint.dir=/x (may be repeated)
+        #[arg(long, value_name = "NODE.PATH=VALUE")]
+        set: Vec<String>,
+        /// The guests' time: go on from the checkpoint's, or jump to now
+        #[arg(long, value_enum, default_value_t)]
+        clock: Clock,
     },
     /// Take over the VMs of a network whose supervisor was killed, and stay with them until they end
     Adopt(State),
@@ -84,7 +90,9 @@ impl Args {
         match self.verb {
             NetworkVerb::Up { config, state } => return supervisor::up(&config, state.dir),
             NetworkVerb::Run { config, state } => return supervisor::run(&config, state.dir),
-            NetworkVerb::Restore { checkpoint, state } => return supervisor::restore(&checkpoint, state.dir),
+            NetworkVerb::Restore { checkpoint, state, set, clock } => {
+                return supervisor::restore(Restore { checkpoint, state: state.dir, set, clock });
+            }
             NetworkVerb::Adopt(state) => return supervisor::adopt(&find_orphan(state.dir)?),
             NetworkVerb::Checkpoint(state) => {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;

@@ -186,8 +186,10 @@ fn obey(request: Request, shared: &Shared) -> bool {
                 None => operation.done(CheckpointDone {
                     dir: "/store/000001".into(),
                     id: uuid::Uuid::new_v4(),
+                    created: jiff::Timestamp::UNIX_EPOCH,
                     written_bytes: 1,
                     pause_us: 1,
+                    pause_cpu_us: 1,
                     duration_us: 1,
                 }),
             }

@@ -18,6 +18,7 @@ pub mod vcpu;
 use std::sync::Arc;
 
 use ckvmm_snapshot::{LiveDisk, StateMap};
+use jiff::Timestamp;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -137,6 +138,13 @@ impl Machine {
         Ok(())
     }
 
+    /// What becomes of the time of a restored machine that has not run.
+    pub fn set_clock_policy(&mut self, policy: ClockPolicy) {
+        if let Some((_, frozen)) = &mut self.frozen {
+            *frozen = policy;
+        }
+    }
+
     /// True while the vCPUs may run.
     pub fn is_running(&self) -> bool {
         self.running
@@ -200,24 +208,30 @@ impl Paused<'_> {
         boot.set_regs(&boot_cpu::regs(entry)).map_err(Error::kvm("setting registers"))
     }
 
-    /// The state of everything but RAM and disks. Devices first, then what KVM holds.
+    /// The state of everything but RAM and disks, and the instant at which it was read. Devices first, then what KVM
+    /// holds.
     ///
     /// # Errors
     /// If any of it cannot be read.
-    pub fn save(&self) -> Result<StateMap> {
+    pub fn save(&self) -> Result<(StateMap, Timestamp)> {
         let mut states = StateMap::new();
         self.machine.board.save(&mut states)?;
         let fds = self.machine.vcpus.lock();
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
+        let mut instant = Timestamp::now();
         match &self.machine.frozen {
             Some((clock, _)) => states.put("clock", clock)?,
-            None => states.put("clock", &ClockState::save(&self.machine.vm, &fds)?)?,
+            None => {
+                let clock = ClockState::save(&self.machine.vm, &fds)?;
+                states.put("clock", &clock)?;
+                instant = clock.instant();
+            }
         }
         for (fd, context) in fds.iter().zip(&self.machine.contexts) {
             states.put(&format!("vcpu/{}", context.id), &VcpuState::save(fd, context)?)?;
         }
         states.put("vm", &VmState::save(&self.machine.vm)?)?;
-        Ok(states)
+        Ok((states, instant))
     }
 
     /// Puts a saved state into a machine that has not run: vCPUs, interrupt controllers, devices, in this order.

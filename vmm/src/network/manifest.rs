@@ -95,6 +95,11 @@ impl Manifest {
         (FORMAT.to_owned(), VERSION)
     }
 
+    /// The instant that all guests go on from: that of the last cut, so that for none time goes back.
+    pub fn instant(&self) -> Option<Timestamp> {
+        self.nodes.iter().filter_map(|node| Some(node.part.as_ref()?.part.created)).max()
+    }
+
     /// The bytes of the file, seal included.
     pub fn encode(&self) -> String {
         sealed(&serde_json::to_string_pretty(self).expect("every path is UTF-8, and nothing else can fail"))

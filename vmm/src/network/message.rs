@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ckvmm_net::{Colour, coordinator};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Id;
@@ -36,8 +37,11 @@ pub struct Place {
 pub enum ToMember {
     /// The first message, with the links.
     Place(Box<Place>),
-    /// All are ready: run.
-    Go,
+    /// All are ready: run. Of the time that has passed since a guest was cut, its clocks do not see so many nanoseconds.
+    Go {
+        /// The same for all.
+        less_ns: i64,
+    },
     /// Take this cut.
     Cut(u64),
     /// It is a checkpoint.
@@ -80,10 +84,14 @@ pub enum FromMember {
 /// A member's part of a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
+    /// When its guest was cut, by its host's wall clock.
+    pub created: Timestamp,
     /// Bytes of RAM that were written.
     pub written_bytes: u64,
     /// How long the guest stood still.
     pub pause_us: u64,
+    /// What of that its VMM was at work, and did not wait for a CPU.
+    pub pause_cpu_us: u64,
     /// Frames that were under way to it at the cut.
     pub logged_frames: u64,
     /// Packets so far that were held until a cut was taken.
@@ -113,10 +121,11 @@ impl From<Fault> for ckvmm_net::Fault {
     }
 }
 
-impl From<coordinator::ToMember> for ToMember {
-    fn from(message: coordinator::ToMember) -> Self {
+impl ToMember {
+    /// A message of the coordinator's; `less_ns` goes with the one to go.
+    pub fn new(message: coordinator::ToMember, less_ns: i64) -> Self {
         match message {
-            coordinator::ToMember::Go => ToMember::Go,
+            coordinator::ToMember::Go => ToMember::Go { less_ns },
             coordinator::ToMember::Cut(cut) => ToMember::Cut(cut.0),
             coordinator::ToMember::Committed(cut) => ToMember::Committed(cut.0),
             coordinator::ToMember::Aborted(cut) => ToMember::Aborted(cut.0),

@@ -10,6 +10,7 @@
 //! Invariants: frames do not go through the supervisor, and VMs run on without it. A member is started only by the
 //! supervisor, which gives it its channel as standard input and its links over that.
 
+pub mod changes;
 pub mod channel;
 pub mod config;
 pub mod control;

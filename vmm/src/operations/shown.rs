@@ -55,10 +55,15 @@ pub struct CheckpointDone {
     /// Its id, as in its manifest.
     #[schema(value_type = String)]
     pub id: Uuid,
+    /// The instant that it is of, as in its manifest.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
     /// Bytes of RAM that were written.
     pub written_bytes: u64,
     /// How long the guest stood still, in microseconds.
     pub pause_us: u64,
+    /// What of that the VMM was at work, in microseconds; it may have waited for a CPU besides.
+    pub pause_cpu_us: u64,
     /// From the request until it was durable, in microseconds.
     pub duration_us: u64,
 }

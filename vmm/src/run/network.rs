@@ -15,13 +15,14 @@ use crate::{
     cli::ExitStatus,
     config::CheckpointMode,
     control::VmState,
-    error::Result,
+    error::{Error, Result},
     host::terminal::say,
     network::{
         member::{Event, Member},
         message::{Part, ToMember},
     },
-    operations::{Asker, Running},
+    operations::{Asker, CheckpointDone, Running},
+    state::clock::ClockPolicy,
 };
 
 impl Life<'_> {
@@ -30,8 +31,9 @@ impl Life<'_> {
         let Some(member) = &mut self.session.network else { return Ok(Next::Continue) };
         match event {
             // Whoever takes over tells all to go: nobody knows whom the one before has told.
-            Event::Told(ToMember::Go) if std::mem::replace(&mut member.has_gone, true) => {}
-            Event::Told(ToMember::Go) => {
+            Event::Told(ToMember::Go { .. }) if std::mem::replace(&mut member.has_gone, true) => {}
+            Event::Told(ToMember::Go { less_ns }) => {
+                self.machine.set_clock_policy(ClockPolicy::Passed { less_ns });
                 self.machine.resume()?;
                 self.session.shared.set_state(VmState::Running);
             }
@@ -184,8 +186,9 @@ impl Session {
 /// Tells the member, if the VM is one, what has become of its image.
 pub(super) fn finished(member: Option<&mut Member>, Finished { made, .. }: &Finished) {
     let Some(member) = member else { return };
-    member.finished(match made {
-        Ok(done) => Ok(Part { written_bytes: done.written_bytes, pause_us: done.pause_us, ..Part::default() }),
-        Err(error) => Err(error.to_string()),
-    });
+    let part = |done: &CheckpointDone| {
+        let CheckpointDone { created, written_bytes, pause_us, pause_cpu_us, .. } = *done;
+        Part { created, written_bytes, pause_us, pause_cpu_us, ..Part::default() }
+    };
+    member.finished(made.as_ref().map(part).map_err(Error::to_string));
 }

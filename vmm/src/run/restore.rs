@@ -57,7 +57,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {
         Clock::Freeze => ClockPolicy::Freeze,
-        Clock::Now => ClockPolicy::Now,
+        Clock::Now => ClockPolicy::Passed { less_ns: 0 },
     };
     machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
     let image = Arc::new(image);

@@ -4,12 +4,15 @@
 //! (nearly always none), set as offsets rather than as values, so that they cannot drift while they are set.
 //!
 //! Policy **freeze** (the default): the guest's monotonic time goes on from the cut; nothing times out that would not
-//! have. Policy **now**: the time that passed on the host is added to the kvmclock and to the TSC.
+//! have. Policy **passed**: the time that passed on the host is added to the kvmclock and to the TSC; all of it, or less
+//! what the VMs of a network are all told: each was cut, and each goes on, at a moment of its own, and their clocks differ
+//! afterwards by what they differed before.
 #![allow(unsafe_code)]
 
 use std::{io, os::fd::AsRawFd};
 
 use ckvmm_snapshot::Saved;
+use jiff::Timestamp;
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data, kvm_device_attr};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -19,6 +22,10 @@ use crate::error::{Error, Result};
 
 /// Two frequencies closer than this are the same clock: Linux' NTP tolerance, 250 parts per million.
 const TSC_TOLERANCE_PPM: u64 = 250;
+/// What takes longer, nanoseconds, is not done at one instant: somebody else had the CPU meanwhile.
+const INSTANT_NS: u64 = 200_000;
+/// How often it is tried, on a host that has no CPU for us.
+const INSTANT_TRIES: usize = 8;
 
 /// The clocks at the instant of a cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +53,11 @@ pub enum ClockPolicy {
     /// Time stands still across the gap.
     #[default]
     Freeze,
-    /// Time jumps to the present.
-    Now,
+    /// As much time has passed as on the host, or less.
+    Passed {
+        /// So many nanoseconds less. 0: time jumps to the present.
+        less_ns: i64,
+    },
 }
 
 impl ClockState {
@@ -56,16 +66,23 @@ impl ClockState {
     /// # Errors
     /// If KVM cannot be asked.
     pub fn save(vm: &VmFd, vcpus: &[&VcpuFd]) -> Result<Self> {
-        let clock = vm.get_clock().map_err(Error::kvm("reading the kvmclock"))?;
-        let tsc = read_tsc(vcpus[0])?;
+        let (wall_ns, (clock, tsc)) = at_instant(|_| {
+            let clock = vm.get_clock().map_err(Error::kvm("reading the kvmclock"))?;
+            Ok((clock, read_tsc(vcpus[0])?))
+        })?;
         let offsets: Vec<u64> = vcpus.iter().map(|vcpu| tsc_offset(vcpu).unwrap_or(0)).collect();
         Ok(ClockState {
             kvmclock_ns: clock.clock,
             tsc,
             tsc_skew: offsets.iter().map(|offset| offset.wrapping_sub(offsets[0]) as i64).collect(),
             tsc_khz: vcpus[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?,
-            wall_ns: wall_ns(),
+            wall_ns,
         })
+    }
+
+    /// When they were read.
+    pub fn instant(&self) -> Timestamp {
+        Timestamp::from_nanosecond(self.wall_ns.into()).unwrap_or(Timestamp::MAX)
     }
 
     /// Gives vCPUs the frequency and the value of the saved TSC. Before their MSRs: a deadline counts in this time.
@@ -81,14 +98,15 @@ impl ClockState {
         for vcpu in vcpus {
             self.restore_frequency(vm, vcpu)?;
         }
-        let passed = u128::from(self.passed_ns(policy)) * u128::from(self.tsc_khz) / 1_000_000;
+        let (wall, read) = at_instant(|_| read_tsc(vcpus[0]))?;
+        let passed = u128::from(self.passed_ns(policy, wall)) * u128::from(self.tsc_khz) / 1_000_000;
         let tsc = self.tsc.wrapping_add(passed as u64);
         let skewed = self.tsc_skew.iter().map(|skew| *skew as u64);
         match tsc_offset(vcpus[0]) {
             // Not as a value: one that is less than a second from what the counter says, KVM takes for an attempt to
             // synchronise the counter with itself, and leaves it alone.
             Some(offset) => {
-                let base = offset.wrapping_add(tsc.wrapping_sub(read_tsc(vcpus[0])?));
+                let base = offset.wrapping_add(tsc.wrapping_sub(read));
                 vcpus.iter().zip(skewed).try_for_each(|(vcpu, skew)| set_tsc_offset(vcpu, base.wrapping_add(skew)))?;
             }
             // So the first counter goes through a value that is far away, and the others are synchronised with it.
@@ -128,15 +146,22 @@ impl ClockState {
     /// # Errors
     /// If KVM refuses.
     pub fn restore_kvmclock(&self, vm: &VmFd, policy: ClockPolicy) -> Result<()> {
-        let clock = self.kvmclock_ns.saturating_add(self.passed_ns(policy));
-        let clock = kvm_clock_data { clock, ..Default::default() };
-        vm.set_clock(&clock).map_err(Error::kvm("setting the kvmclock"))
+        let set = |wall| {
+            let clock = self.kvmclock_ns.saturating_add(self.passed_ns(policy, wall));
+            let clock = kvm_clock_data { clock, ..Default::default() };
+            vm.set_clock(&clock).map_err(Error::kvm("setting the kvmclock"))
+        };
+        at_instant(set).map(|_| ())
     }
 
-    fn passed_ns(&self, policy: ClockPolicy) -> u64 {
+    /// What has passed for the guest when the host's wall clock says `wall`. Time never goes back.
+    fn passed_ns(&self, policy: ClockPolicy, wall: u64) -> u64 {
         match policy {
             ClockPolicy::Freeze => 0,
-            ClockPolicy::Now => wall_ns().saturating_sub(self.wall_ns),
+            ClockPolicy::Passed { less_ns } => {
+                let passed = i128::from(wall) - i128::from(self.wall_ns) - i128::from(less_ns);
+                passed.clamp(0, u64::MAX.into()) as u64
+            }
         }
     }
 
@@ -166,6 +191,19 @@ fn same_frequency(a: u32, b: u32) -> bool {
 fn wall_ns() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+/// Does something at an instant of the wall clock that is known, which it is told: again if it took too long for that.
+fn at_instant<T>(mut act: impl FnMut(u64) -> Result<T>) -> Result<(u64, T)> {
+    let mut tries = 0..INSTANT_TRIES;
+    loop {
+        tries.next();
+        let wall = wall_ns();
+        let done = act(wall)?;
+        if wall_ns().saturating_sub(wall) <= INSTANT_NS || tries.is_empty() {
+            return Ok((wall, done));
+        }
+    }
 }
 
 fn read_tsc(vcpu: &VcpuFd) -> Result<u64> {
@@ -226,9 +264,28 @@ mod tests {
     }
 
     #[test]
-    fn frozen_time_does_not_pass() {
-        let clock = CLOCK;
-        assert_eq!(clock.passed_ns(ClockPolicy::Freeze), 0);
-        assert!(clock.passed_ns(ClockPolicy::Now) > 1_000_000_000);
+    fn frozen_time_does_not_pass_and_none_goes_back() {
+        let clock = ClockState { wall_ns: 1_000, ..CLOCK };
+        let passed = |policy| clock.passed_ns(policy, 5_000);
+        assert_eq!(passed(ClockPolicy::Freeze), 0);
+        assert_eq!(passed(ClockPolicy::Passed { less_ns: 0 }), 4_000);
+        assert_eq!(passed(ClockPolicy::Passed { less_ns: 3_990 }), 10);
+        assert_eq!(passed(ClockPolicy::Passed { less_ns: 6_000 }), 0);
+        assert_eq!(clock.instant().as_nanosecond(), 1_000);
+    }
+
+    #[test]
+    fn what_is_done_at_an_instant_is_done_again_if_it_took_too_long() {
+        let mut calls = 0;
+        let (wall, told) = at_instant(|wall| {
+            calls += 1;
+            if calls == 1 {
+                std::thread::sleep(std::time::Duration::from_nanos(2 * INSTANT_NS));
+            }
+            Ok(wall)
+        })
+        .unwrap();
+        assert!(calls > 1);
+        assert_eq!(wall, told);
     }
 }

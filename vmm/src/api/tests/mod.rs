@@ -11,6 +11,7 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::socket::{BoundSocket, SocketError};
@@ -76,7 +77,9 @@ impl Vm {
 
 fn done() -> CheckpointDone {
     let id = uuid::Uuid::new_v4();
-    CheckpointDone { dir: "/store/000001".into(), id, written_bytes: 4096, pause_us: 10, duration_us: 20 }
+    let created = Timestamp::UNIX_EPOCH;
+    let (written_bytes, pause_us, pause_cpu_us, duration_us) = (4096, 10, 5, 20);
+    CheckpointDone { dir: "/store/000001".into(), id, created, written_bytes, pause_us, pause_cpu_us, duration_us }
 }
 
 /// Status, headers and body of a request written by hand.

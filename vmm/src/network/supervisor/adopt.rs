@@ -96,7 +96,7 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     let mut outputs = Vec::new();
     let lost = members.iter().position(|member| *member == Member::Lost);
     supervisor.coordinator = Coordinator::succeed(members, newest, &mut outputs);
-    supervisor.started = true;
+    supervisor.less_ns = Some(0);
     supervisor.perform_all(outputs);
     if let Some(node) = lost {
         supervisor.lost(Node(node as u16))?;

@@ -4,6 +4,7 @@
 //! what members of an older life have said is not listened to.
 
 use std::fs;
+use std::path::Path;
 
 use ckvmm_net::Node;
 use ckvmm_net::coordinator::{Input, Member};
@@ -11,7 +12,8 @@ use nix::sys::signal::Signal;
 use uuid::Uuid;
 
 use super::Supervisor;
-use super::start::{Beginning, last_words};
+use super::start::{Beginning, OUTPUT};
+use crate::cli::Clock;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
 use crate::network::failure::Remedy;
@@ -23,7 +25,7 @@ impl Supervisor {
             return Ok(());
         }
         let name = &self.seats[node.index()].name;
-        if !self.started && self.failures.restores() == 0 {
+        if self.less_ns.is_none() && self.failures.restores() == 0 {
             return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, name) });
         }
         self.lost(node)
@@ -81,9 +83,19 @@ impl Supervisor {
                 _ => {}
             }
         }
-        let beginning = Beginning::of_checkpoint(&last, &self.state)?;
+        let beginning = Beginning::of_checkpoint(&last, &self.state, self.terms.set.clone(), Clock::Freeze)?;
         self.incarnation = self.incarnation.max(beginning.incarnation) + 1;
-        self.lineage = Uuid::new_v4();
+        (self.lineage, self.instant) = (Uuid::new_v4(), beginning.instant);
         Ok(self.begin(beginning.nodes)?)
+    }
+}
+
+/// Why a member has ended, as it said itself.
+fn last_words(state: &Path, node: &str) -> String {
+    let path = state.join(node).join(OUTPUT);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    match text.lines().last() {
+        Some(line) => line.trim_start_matches("ckvmm: ").to_owned(),
+        None => format!("its VM ended at its start and said nothing; see {}", path.display()),
     }
 }

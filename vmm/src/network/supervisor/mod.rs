@@ -6,6 +6,7 @@
 
 mod adopt;
 mod cut;
+mod end;
 mod failure;
 mod job;
 mod links;
@@ -13,7 +14,7 @@ mod start;
 mod status;
 
 pub use adopt::{adopt, has_run};
-pub use start::{restore, run, up};
+pub use start::{Restore, restore, run, up};
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -23,9 +24,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use ckvmm_net::coordinator::{Coordinator, Input, Output, ToMember, Verdict};
+use ckvmm_net::coordinator::{Coordinator, Input, Output, Verdict};
 use ckvmm_net::cut::Why;
 use ckvmm_net::{Colour, Node};
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -37,7 +39,7 @@ use super::channel::Channel;
 use super::control::{Answer, Verb};
 use super::failure::{Failures, OnFailure};
 use super::job::Job;
-use super::message::{FromMember, Part};
+use super::message::{self, FromMember, Part};
 use super::store::{self, NetStore};
 use crate::cli::ExitStatus;
 use crate::config::{CheckpointConfig, Id};
@@ -103,6 +105,9 @@ struct Terms {
     /// With whose end the network ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     job: Option<Job>,
+    /// What was to be other than in the checkpoint that it began from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    set: Vec<String>,
 }
 
 /// A running network.
@@ -128,8 +133,10 @@ struct Supervisor {
     due: Option<Instant>,
     /// The last checkpoint: of this life, or the one that it began from.
     last: Option<PathBuf>,
-    /// All were told to go.
-    started: bool,
+    /// Of a restored network: the instant that its guests go on from; absent: from the present.
+    instant: Option<Timestamp>,
+    /// What of the time since their cuts guests do not see, nanoseconds. Known when all were told to go.
+    less_ns: Option<i64>,
     /// The network is to end with the checkpoint that is being made.
     then_stop: bool,
     stopped: bool,
@@ -213,6 +220,7 @@ impl Supervisor {
     }
 
     fn hear(&mut self, node: Node, heard: Heard) -> Result<()> {
+        self.note_end(node, &heard);
         match heard {
             Heard::Said(FromMember::Ready) => self.feed(Input::Ready(node)),
             Heard::Said(FromMember::Prepared(cut, part)) => {
@@ -223,13 +231,8 @@ impl Supervisor {
                 self.feed(Input::Failed(node, Colour(cut), Why::Image(why)));
             }
             Heard::Said(FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
-            Heard::Silence => {
-                self.seats[node.index()].process.iter_mut().for_each(|process| process.silent = true);
-                self.silent(node)?;
-            }
-            Heard::End(ended) => {
-                self.seats[node.index()].process.iter_mut().for_each(|process| process.ended = Some(ended));
-            }
+            Heard::Silence => self.silent(node)?,
+            Heard::End(_) => {}
         }
         if !self.seats[node.index()].runs() {
             self.job_is_over_on(node);
@@ -271,10 +274,7 @@ impl Supervisor {
     fn perform(&mut self, output: Output<Part>) -> Option<Input<Part>> {
         match output {
             Output::Send(node, message) => {
-                if message == ToMember::Go && !std::mem::replace(&mut self.started, true) {
-                    say(&format!("network {}: all VMs run", self.terms.name));
-                }
-                self.tell(node, &message.into(), &[]);
+                self.send(node, message);
                 None
             }
             Output::RecordIntent(cut) => Some(match self.store.begin(cut) {
@@ -311,7 +311,7 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, node: Node, message: &super::message::ToMember, descriptors: &[BorrowedFd<'_>]) {
+    fn tell(&self, node: Node, message: &message::ToMember, descriptors: &[BorrowedFd<'_>]) {
         if let Some(process) = &self.seats[node.index()].process {
             // That it is gone is heard otherwise.
             let _ = process.channel.send(message, descriptors);
@@ -329,12 +329,5 @@ impl Supervisor {
 impl Seat {
     fn runs(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.ended.is_none() || !process.silent)
-    }
-}
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        // Only when it fails: what it has started goes with it.
-        self.signal_all(Signal::SIGKILL);
     }
 }

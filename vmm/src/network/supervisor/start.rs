@@ -15,15 +15,18 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use ckvmm_net::Node;
-use ckvmm_net::coordinator::{Coordinator, Member};
+use ckvmm_net::coordinator::{self, Coordinator, Member};
+use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
 use super::{Event, Heard, Process, Seat, Supervisor, Terms};
-use crate::cli::ExitStatus;
+use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
 use crate::host::signals::{Asked, Signals};
+use crate::host::terminal::say;
+use crate::network::changes;
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
 use crate::network::control;
@@ -33,7 +36,7 @@ use crate::network::message::{Place, ToMember};
 use crate::network::store::{self, NetStore};
 
 /// What a node's `ckvmm` says goes to this file of its state directory.
-const OUTPUT: &str = "output";
+pub(super) const OUTPUT: &str = "output";
 
 /// A network that is to be started.
 pub(super) struct Beginning {
@@ -42,6 +45,8 @@ pub(super) struct Beginning {
     pub(super) nodes: Vec<Beginner>,
     /// The checkpoint that it goes on from.
     from: Option<PathBuf>,
+    /// The instant that the guests go on from; absent: from the present.
+    pub(super) instant: Option<Timestamp>,
 }
 
 /// A node of it.
@@ -95,52 +100,78 @@ fn boot(
     });
     let nodes = nodes.collect::<Result<_>>()?;
     let NetConfig { name, checkpoint, on_failure, max_restores, job, .. } = config;
-    let terms = Terms { name, checkpoint, on_failure, max_restores, job };
-    Beginning { terms, incarnation: 0, nodes, from: None }.run(state, signals, lock)
+    let terms = Terms { name, checkpoint, on_failure, max_restores, job, set: Vec::new() };
+    Beginning { terms, incarnation: 0, nodes, from: None, instant: None }.run(state, signals, lock)
+}
+
+/// What a restore was asked for.
+#[derive(Debug)]
+pub struct Restore {
+    /// The checkpoint's directory.
+    pub checkpoint: PathBuf,
+    /// The network's directory; absent: a new one in the current one.
+    pub state: Option<PathBuf>,
+    /// What is to be other than in the checkpoint, see [`changes`].
+    pub set: Vec<String>,
+    /// What the guests' clocks say.
+    pub clock: Clock,
 }
 
 /// Continues a network from a checkpoint, and stays until it ends. The checkpoint is only read.
 ///
 /// # Errors
 /// It is damaged, a VM cannot be restored.
-pub fn restore(checkpoint: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
+pub fn restore(Restore { checkpoint, state, set, clock }: Restore) -> anyhow::Result<ExitStatus> {
     let signals = Signals::block()?;
-    let manifest = Manifest::load(checkpoint)?;
+    let manifest = Manifest::load(&checkpoint)?;
     let unique = Uuid::new_v4().simple().to_string();
     let state = state.unwrap_or_else(|| PathBuf::from(format!("{}-{}.ckvmm", manifest.name, &unique[..8])));
     let (state, lock) = open_state(&state)?;
-    Beginning::of_checkpoint(checkpoint, &state)?.run(state, signals, lock)
+    Beginning::of_checkpoint(&checkpoint, &state, set, clock)?.run(state, signals, lock)
 }
 
 impl Beginning {
     /// Of a network that goes on from a checkpoint, with its state in `state`.
-    pub(super) fn of_checkpoint(checkpoint: &Path, state: &Path) -> anyhow::Result<Self> {
-        let manifest = Manifest::load(checkpoint)?;
+    pub(super) fn of_checkpoint(
+        checkpoint: &Path,
+        state: &Path,
+        set: Vec<String>,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let mut manifest = Manifest::load(checkpoint)?;
+        let changes = changes::apply(&set, &mut manifest)?;
+        if let Some(dir) = &mut manifest.checkpoint.dir {
+            *dir = std::path::absolute(&dir).map_err(Error::os("finding the current directory"))?;
+        }
+        let instant = manifest.instant().filter(|_| clock == Clock::Freeze);
         let from = checkpoint.canonicalize().map_err(Error::os("finding the checkpoint"))?;
-        let nodes = manifest.nodes.into_iter().map(|node| {
+        let nodes = manifest.nodes.into_iter().zip(changes).map(|(node, changes)| {
             let dir = state.join(&*node.name);
             let console = config::console(&format!("{}-{}", manifest.name, node.name));
             let console = format!("serial.socket={}", console.display());
             let image = from.join(&*node.name);
-            let arguments = ["restore".into(), image, "--work".into(), dir.clone(), "--set".into(), console.into()];
+            let mut arguments = vec!["restore".into(), image, "--work".into(), dir.clone()];
+            for change in [console].into_iter().chain(changes) {
+                arguments.extend(["--set".into(), change.into()]);
+            }
             if node.part.is_some() {
                 make_dir(&dir)?;
             }
-            let arguments = node.part.is_some().then(|| arguments.into());
+            let arguments = node.part.is_some().then_some(arguments);
             Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let Manifest { name, incarnation, checkpoint, on_failure, max_restores, job, .. } = manifest;
-        let terms = Terms { name, checkpoint, on_failure, max_restores, job };
-        Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from) })
+        let terms = Terms { name, checkpoint, on_failure, max_restores, job, set };
+        Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from), instant })
     }
 
     fn run(self, state: PathBuf, signals: Signals, _lock: File) -> anyhow::Result<ExitStatus> {
-        let Beginning { terms, incarnation, nodes, from } = self;
+        let Beginning { terms, incarnation, nodes, from, instant } = self;
         let store = terms.checkpoint.dir.clone().unwrap_or_else(|| state.join("checkpoints"));
         let store = NetStore::open(&store)?;
         let mut supervisor = Supervisor::new(terms, store, state, signals);
-        (supervisor.incarnation, supervisor.last) = (incarnation, from);
+        (supervisor.incarnation, supervisor.last, supervisor.instant) = (incarnation, from, instant);
         supervisor.begin(nodes)?;
         control::listen(&supervisor.state, &supervisor.sender)?;
         supervisor.run()
@@ -170,7 +201,8 @@ impl Supervisor {
             deadline: None,
             due: None,
             last: None,
-            started: false,
+            instant: None,
+            less_ns: None,
             then_stop: false,
             stopped: false,
             ending: false,
@@ -182,7 +214,7 @@ impl Supervisor {
     pub(super) fn begin(&mut self, nodes: Vec<Beginner>) -> Result<()> {
         let is_on = |node: &Beginner| if node.arguments.is_some() { Member::On } else { Member::Off };
         self.coordinator = Coordinator::new(nodes.iter().map(is_on).collect());
-        (self.started, self.goes_back, self.deadline) = (false, false, None);
+        (self.less_ns, self.goes_back, self.deadline) = (None, false, None);
         self.seats.clear();
         let on = nodes.iter().position(|node| node.arguments.is_some() && self.terms.has_job_on(&node.name));
         self.follow(on, self.last.is_some())?;
@@ -200,6 +232,17 @@ impl Supervisor {
         }
         self.plan_next();
         self.write_record()
+    }
+
+    /// Says what the coordinator has to say.
+    pub(super) fn send(&mut self, node: Node, message: coordinator::ToMember) {
+        if message == coordinator::ToMember::Go && self.less_ns.is_none() {
+            // All are told the same, so the clocks of all go on from one instant, whenever each of them hears of it.
+            let passed = self.instant.map(|instant| Timestamp::now().as_nanosecond() - instant.as_nanosecond());
+            self.less_ns = Some(passed.map_or(0, |passed| passed.try_into().unwrap_or(i64::MAX)));
+            say(&format!("network {}: all VMs run", self.terms.name));
+        }
+        self.tell(node, &ToMember::new(message, self.less_ns.unwrap_or(0)), &[]);
     }
 
     fn place(&self, nodes: &[Beginner], me: u16, links: Vec<(u16, OwnedFd)>) -> (Place, Vec<OwnedFd>) {
@@ -238,16 +281,6 @@ impl Supervisor {
         let pid = Pid::from_raw(child.id() as i32);
         listen(child, &channel, move |heard| drop(events.send(Event::Member(life, me, heard))))?;
         Ok(Process { pid, channel, silent: false, ended: None })
-    }
-}
-
-/// Why a member has ended, as it said itself.
-pub(super) fn last_words(state: &Path, node: &str) -> String {
-    let path = state.join(node).join(OUTPUT);
-    let text = fs::read_to_string(&path).unwrap_or_default();
-    match text.lines().last() {
-        Some(line) => line.trim_start_matches("ckvmm: ").to_owned(),
-        None => format!("its VM ended at its start and said nothing; see {}", path.display()),
     }
 }
 

@@ -33,7 +33,7 @@ impl Supervisor {
         json!({
             "name": self.terms.name,
             "pid": std::process::id(),
-            "started": self.started,
+            "started": self.less_ns.is_some(),
             "incarnation": self.incarnation,
             "store": self.store.path(),
             "last_checkpoint": self.last,
