@@ -201,14 +201,15 @@ impl<'a> Network<'a> {
         dir
     }
 
-    /// A checkpoint of which node 1 hears when node 0 has taken its part, as on a host that is busy: what comes from node 0
-    /// by then is of after the cut.
+    /// A checkpoint of which node 1 hears when all others have taken their parts, as on a host that is busy: what has come
+    /// from them by then is of after the cut.
     pub(crate) fn checkpoint_with_one_late(&mut self) -> PathBuf {
         let mut first = self.consoles.remove(0);
         self.members[1].signal(Signal::SIGSTOP);
         let dir = thread::scope(|scope| {
             let checkpoint = scope.spawn(|| self.checkpoint());
-            wait_until("node 0 has cut", || self.is_open_with_part_of("n-0").then_some(()));
+            let others = self.members.len() - 1;
+            wait_until("all others have cut", || (self.parts_in_the_making() == others).then_some(()));
             // It runs again, and what it had to send before has gone.
             first.account();
             self.members[1].signal(Signal::SIGCONT);
@@ -218,10 +219,11 @@ impl<'a> Network<'a> {
         dir
     }
 
-    /// Whether a cut is open of which `node` has its part in the making.
-    fn is_open_with_part_of(&self, node: &str) -> bool {
-        let cuts = fs::read_dir(self.home.join("checkpoints")).into_iter().flatten().map(|cut| cut.unwrap().path());
-        cuts.filter(|cut| !cut.join("manifest.json").exists()).any(|cut| cut.join(node).join("state").exists())
+    /// In how many parts of an open cut there is what was read from the machine.
+    fn parts_in_the_making(&self) -> usize {
+        let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let cuts = entries(&self.home.join("checkpoints")).filter(|cut| !cut.join("manifest.json").exists());
+        cuts.flat_map(|cut| entries(&cut).collect::<Vec<_>>()).filter(|part| part.join("state").exists()).count()
     }
 
     /// Asks for a checkpoint; `node`'s writer is held.
