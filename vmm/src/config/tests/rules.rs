@@ -86,7 +86,7 @@ fn uplinks_paths_and_times() {
     refused(
         "/nics/0/uplink",
         json!({ "passt": {} }),
-        "nics.eth0.uplink.passt: passt is not there yet; give { \"tap\": NAME }",
+        "nics.eth0.uplink.passt: passt is not there yet; give { \"tap\": NAME }, or \"network\" if `ckvmm network` starts the VM",
     );
     assert!(
         error_with("/nics/0/uplink", json!({ "passt": { "forward": ["1:70000"] } }))
