@@ -83,10 +83,11 @@ fn uplinks_paths_and_times() {
             &format!("nics.eth0.uplink.tap: \"{bad}\" is no name of an interface; {tap}"),
         );
     }
+    let mend = "give { \"tap\": NAME }, or \"network\" if `ckvmm network` starts the VM";
     refused(
         "/nics/0/uplink",
         json!({ "passt": {} }),
-        "nics.eth0.uplink.passt: passt is not there yet; give { \"tap\": NAME }, or \"network\" if `ckvmm network` starts the VM",
+        &format!("nics.eth0.uplink.passt: passt is not there yet; {mend}"),
     );
     assert!(
         error_with("/nics/0/uplink", json!({ "passt": { "forward": ["1:70000"] } }))
@@ -95,7 +96,7 @@ fn uplinks_paths_and_times() {
     refused(
         "/nics/0",
         json!({ "id": "eth0" }),
-        "nics.eth0.uplink: missing, and this VM is in no network; give { \"tap\": NAME }",
+        &format!("nics.eth0.uplink: missing, and this VM is in no network; {mend}"),
     );
     refused("/kernel/image", json!(""), "kernel.image: \"\" is no path; give the path of a bzImage or an ELF kernel");
     refused(
