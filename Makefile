@@ -41,7 +41,7 @@ bench: deps bare-metal ## what checkpoints and restores cost the guest (ARGS=--q
 	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench" $(ARGS)
 
 bench-network: override ARGS += --network
-bench-network: bench ## what checkpoints of a network cost (ARGS=--quick: in two minutes)
+bench-network: bench ## what checkpoints of a network cost (ARGS=--quick: fewer and smaller ones)
 
 soak: deps images ## the long tests
 	@tests/all --soak
