@@ -127,6 +127,7 @@ fn received(line: &str) -> Option<u64> {
 }
 
 #[test]
+#[ignore = "make soak: the lab has one CPU for three guests and their writers"]
 fn a_sum_over_tcp_comes_out_right_although_all_of_its_nodes_died_in_the_middle() {
     let home = Home::new();
     let network = Network::up(&home, NODES, &format!("sum ckvmm.thousands={THOUSANDS} ckvmm.interval=0.3"));
