@@ -117,8 +117,11 @@ fn a_network_whose_guests_ignore_the_power_button_ends_all_the_same() {
     network.goes_on();
     let state = network.state.to_str().unwrap().to_owned();
     let asked = Instant::now();
+    // One hears of both at once.
+    network.members[1].signal(Signal::SIGSTOP);
     home.ok(["network", "down", "--state", &state]);
     home.ok(["network", "down", "--state", &state]);
+    network.members[1].signal(Signal::SIGCONT);
     assert_eq!(network.supervisor.wait(LIMIT), FAILED);
     assert!(asked.elapsed() < Duration::from_secs(30), "asked twice, they are ended before \"stop_timeout\" is over");
     drop(network);

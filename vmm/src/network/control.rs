@@ -135,7 +135,8 @@ pub fn find_orphan(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let orphans: Vec<PathBuf> = states_here()?.into_iter().filter(alone).collect();
     let one = <[PathBuf; 1]>::try_from(orphans);
     let [one] = one.map_err(|found| {
-        anyhow!("the current directory: {} networks here have no supervisor; give --state DIR", found.len())
+        let found = if found.is_empty() { "no network here lacks" } else { "several networks here lack" };
+        anyhow!("the current directory: {found} a supervisor; give --state DIR")
     })?;
     Ok(one)
 }

@@ -101,7 +101,9 @@ impl Supervisor {
             say(&format!("{}: its VM ended, and did not say how the job did; see docs/network.md", job.on));
         }
         self.due = None;
-        self.end(Signal::SIGTERM);
+        if !self.ending {
+            self.end(Signal::SIGTERM);
+        }
     }
 
     /// What the job has said last is not printed yet.

@@ -240,10 +240,11 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The network ends, by power button or now. A guest asked twice is ended by its VMM.
+    /// The network ends, by power button or now. A guest asked twice is ended by its VMM: by another signal, since two of
+    /// one kind are one until somebody has read the first.
     fn end(&mut self, how: Signal) {
-        self.ending = true;
-        self.signal_all(how);
+        let again = std::mem::replace(&mut self.ending, true);
+        self.signal_all(if again && how == Signal::SIGTERM { Signal::SIGINT } else { how });
     }
 
     /// A checkpoint that nobody waits for.
