@@ -232,16 +232,19 @@ fn a_store_that_fills_costs_the_cut_and_nothing_else() {
     network.goes_on();
     let last = network.checkpoint();
     let filler = home.join("checkpoints/filler");
-    let free = nix::sys::statvfs::statvfs(&home.join("checkpoints")).unwrap();
-    let free = free.blocks_available() * free.fragment_size();
-    fs::write(&filler, vec![1; (free - LEFT) as usize]).unwrap();
-    network.supervisor.signal(Signal::SIGUSR1);
-    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
-    is_error(&line, &["node ", "no space left on the file system", "; the network goes on"]);
-    network.goes_on();
-    assert!(!checkpoint(&home, 2).exists(), "nothing is left of it");
-    fs::remove_file(filler).unwrap();
-    assert!(network.checkpoint().ends_with("000003"));
+    // With no room at all, not even for the word that it is none.
+    for (left, cut) in [(LEFT, 2), (0, 3)] {
+        let free = nix::sys::statvfs::statvfs(&home.join("checkpoints")).unwrap();
+        let free = free.blocks_available() * free.fragment_size();
+        fs::write(&filler, vec![1; (free - left) as usize]).unwrap();
+        network.supervisor.signal(Signal::SIGUSR1);
+        let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+        is_error(&line, &["node ", "no space left on the file system", "; the network goes on"]);
+        network.goes_on();
+        assert!(!checkpoint(&home, cut).exists(), "nothing is left of it");
+        fs::remove_file(&filler).unwrap();
+    }
+    assert!(network.checkpoint().ends_with("000004"));
     network.goes_on();
     network.kill9();
     let mut network = Network::restore(&home, &home.join(last), NODES, "again.ckvmm");
@@ -266,7 +269,7 @@ fn of_two_coordinators_one_decides() {
 
     // One that no lock has kept away decides about a cut while that is being made.
     let writer = network.begin_cut(0);
-    fs::write(checkpoint(&home, 2).join("manifest.json"), "ABORT by another one\n").unwrap();
+    fs::write(checkpoint(&home, 2).join("manifest.json"), "").unwrap();
     drop(writer);
     let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
     is_error(&line, &["another coordinator has taken over", "; the network goes on"]);

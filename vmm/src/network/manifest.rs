@@ -24,8 +24,9 @@ pub const NAME: &str = "manifest.json";
 const BYTES_MAX: u64 = 4 << 20;
 const FORMAT: &str = "ckvmm-network";
 const VERSION: u32 = 1;
-/// How a file of that name begins if the cut is none.
-pub const ABORT: &str = "ABORT";
+/// The content of a file of that name if the cut is no checkpoint: nothing, for which a full disk has room. A manifest has
+/// all of its content from the moment it exists, so that none is empty by accident.
+pub const ABORT: &[u8] = b"";
 
 /// Read before all else, whatever the rest of the file looks like.
 #[derive(Deserialize)]
@@ -114,7 +115,7 @@ impl Manifest {
         let shown = path.display();
         let bytes = read(&path)
             .with_context(|| format!("{}: no checkpoint of a network; name one like STORE/000001", dir.display()))?;
-        ensure!(!bytes.starts_with(ABORT.as_bytes()), "{shown}: of a cut that is no checkpoint; name another one");
+        ensure!(bytes != ABORT, "{shown}: of a cut that is no checkpoint; name another one");
         if !is_of_network(&bytes) {
             bail!("{shown}: not of a network, or damaged; `ckvmm restore` restores a single VM");
         }

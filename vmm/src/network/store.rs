@@ -3,7 +3,7 @@
 //! ```text
 //! STORE/000042/            made when the cut is begun: the intent
 //!     NODE/                a node's image, whole
-//!     manifest.json        written once: the commit; or "ABORT" and the reason, until it is swept
+//!     manifest.json        written once: the commit; or empty, until it is swept: the abort
 //! STORE/.network.lock      held by the supervisor that makes checkpoints here; the number of its newest cut
 //! ```
 //!
@@ -76,8 +76,7 @@ impl NetStore {
         let newest = newest.map(|newest: u64| {
             let dir = path.join(format!("{newest:06}"));
             let decision = match fs::read(dir.join(NAME)) {
-                Ok(bytes) if bytes.starts_with(ABORT.as_bytes()) => Some(Decision::Abort),
-                Ok(_) => Some(Decision::Commit),
+                Ok(bytes) => Some(decision(&bytes)),
                 Err(_) if dir.exists() => None,
                 // It was aborted, and removed.
                 Err(_) => Some(Decision::Abort),
@@ -159,7 +158,7 @@ impl NetStore {
         // The names of the parts, before what says that they are there.
         let sync = File::open(&dir).and_then(|dir| dir.sync_all());
         sync.map_err(|source| io_error(&dir, "cannot be made durable; mend the file system", source))?;
-        let decided = self.decide(&dir, manifest.encode().as_bytes(), Decision::Commit)?;
+        let decided = self.decide(&dir, manifest.encode().as_bytes())?;
         if decided == Decision::Commit {
             self.point_latest_at(&dir);
         }
@@ -170,9 +169,9 @@ impl NetStore {
     ///
     /// # Errors
     /// It may be decided or not.
-    pub fn abort(&self, cut: Colour, reason: &str) -> Result<Decision> {
+    pub fn abort(&self, cut: Colour) -> Result<Decision> {
         let dir = self.directory(cut);
-        let decided = self.decide(&dir, format!("{ABORT} {reason}\n").as_bytes(), Decision::Abort)?;
+        let decided = self.decide(&dir, ABORT)?;
         if decided == Decision::Abort {
             // What stays is no checkpoint, and is swept.
             let _ = remove(&dir);
@@ -180,14 +179,14 @@ impl NetStore {
         Ok(decided)
     }
 
-    fn decide(&self, dir: &Path, bytes: &[u8], wish: Decision) -> Result<Decision> {
+    fn decide(&self, dir: &Path, bytes: &[u8]) -> Result<Decision> {
         let path = dir.join(NAME);
         if write_once(&path, bytes)? {
-            return Ok(wish);
+            return Ok(decision(bytes));
         }
         let there =
             fs::read(&path).map_err(|source| io_error(&path, "cannot be read; mend the file system", source))?;
-        Ok(if there.starts_with(ABORT.as_bytes()) { Decision::Abort } else { Decision::Commit })
+        Ok(decision(&there))
     }
 
     /// Only a hint: that it cannot be made is no matter.
@@ -255,7 +254,12 @@ fn numbers(store: &Path) -> io::Result<Vec<u64>> {
 
 /// A single VM's checkpoint, which may be here too, is committed in the same way.
 fn is_committed(dir: &Path) -> bool {
-    fs::read(dir.join(NAME)).is_ok_and(|bytes| !bytes.is_empty() && !bytes.starts_with(ABORT.as_bytes()))
+    fs::read(dir.join(NAME)).is_ok_and(|bytes| decision(&bytes) == Decision::Commit)
+}
+
+/// What a file with this content decides.
+fn decision(bytes: &[u8]) -> Decision {
+    if bytes == ABORT { Decision::Abort } else { Decision::Commit }
 }
 
 /// Removes a checkpoint; it is whole or has a name that is swept. What cannot be removed now is swept at the next start.

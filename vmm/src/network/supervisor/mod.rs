@@ -291,7 +291,7 @@ impl Supervisor {
                 self.deadline = None;
                 let decided = match verdict {
                     Verdict::Commit(parts) => self.commit(cut, &parts),
-                    Verdict::Abort(reason) => self.store.abort(cut, &reason.to_string()),
+                    Verdict::Abort(_) => self.store.abort(cut),
                 };
                 Some(match decided {
                     Ok(decision) => Input::Decided(cut, decision),
