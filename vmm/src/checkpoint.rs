@@ -179,13 +179,14 @@ impl Begun {
         sound: impl FnOnce() -> Result<()>,
     ) -> Result<CheckpointDone> {
         let Begun { mut staged, captured: Captured { state, instant: _, memory }, head, pause_cpu_us } = self;
-        staged.write_state(&state)?;
         // The writer is at work meanwhile, and the sooner the disks are captured the fewer writes have to wait for it.
         staged.finish_disks(progress)?;
         let written_bytes = match memory {
             Memory::Written { bytes } => bytes,
             Memory::Forked(writer) => staged.finish_memory(writer, progress)?,
         };
+        // Late: while a thread of this process is at work, each page that is copied for the guest interrupts its CPU.
+        staged.write_state(&state)?;
         if let Some((nic, frames)) = under_way()? {
             staged.write_network(&nic, &frames)?;
         }
