@@ -78,10 +78,19 @@ impl Console {
         (&self.socket).write_all(bytes).unwrap();
     }
 
-    /// Asks the guest for its account. What is doubled, out of order, changed or astray is never right.
+    /// Asks the guest for its account.
     pub(crate) fn account(&mut self) -> Account {
+        self.ask();
+        self.answer()
+    }
+
+    fn ask(&self) {
         self.lines.skip();
         self.type_bytes(b"s");
+    }
+
+    /// What it says when asked. What is doubled, out of order, changed or astray is never right.
+    fn answer(&self) -> Account {
         let mut account = Account::default();
         loop {
             let line = self.lines.next("account", LIMIT, |line| line.strip_prefix("CKVMM net ").map(str::to_owned));
@@ -99,7 +108,14 @@ impl Console {
 
     /// The frames that have come; none is missing.
     pub(crate) fn received(&mut self) -> u64 {
-        let Account { received, lost } = self.account();
+        self.account().whole()
+    }
+}
+
+impl Account {
+    /// The frames that have come; none is missing.
+    fn whole(self) -> u64 {
+        let Account { received, lost } = self;
         assert_eq!(lost, 0, "of {received} frames");
         received
     }
@@ -176,14 +192,18 @@ impl<'a> Network<'a> {
 
     /// Waits until every node of these gets frames that it had not got, and sees that none is missing.
     pub(crate) fn go_on(&mut self, nodes: &[usize]) {
-        for node in nodes {
-            let console = &mut self.consoles[*node];
-            let before = console.received();
-            let deadline = Instant::now() + LIMIT;
-            while console.received() < before + FRAMES {
-                assert!(Instant::now() < deadline, "no frames come");
-            }
+        let before = self.received(nodes);
+        let deadline = Instant::now() + LIMIT;
+        while self.received(nodes).iter().zip(&before).any(|(now, before)| *now < before + FRAMES) {
+            assert!(Instant::now() < deadline, "no frames come");
         }
+    }
+
+    /// The frames that have come to each of these; none is missing. All are asked at once: to say it takes them a while.
+    pub(crate) fn received(&self, nodes: &[usize]) -> Vec<u64> {
+        let consoles = || nodes.iter().map(|node| &self.consoles[*node]);
+        consoles().for_each(Console::ask);
+        consoles().map(|console| console.answer().whole()).collect()
     }
 
     pub(crate) fn goes_on(&mut self) {
