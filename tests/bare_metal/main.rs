@@ -32,6 +32,7 @@ mod network;
 mod network_end;
 mod network_faults;
 mod network_moved;
+mod network_room;
 mod network_store;
 mod network_time;
 mod oracle;

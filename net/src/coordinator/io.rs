@@ -24,7 +24,7 @@ pub enum Input<S> {
     Left(Node, Colour),
     /// A member is gone without a word.
     Lost(Node),
-    /// The time for this cut is over.
+    /// Nothing of this cut has moved for too long.
     Deadline(Colour),
     /// This is what is written as the decision about the cut, by whomever, and it is durable.
     Decided(Colour, Decision),
@@ -39,7 +39,7 @@ pub enum Output<S> {
     Send(Node, ToMember),
     /// To be made durable, unless somebody else has already; answer with `IntentRecorded` or `IntentTaken`.
     RecordIntent(Colour),
-    /// After the time that a cut may take, answer with `Deadline`.
+    /// When nothing of this cut moves for too long, answer with `Deadline`.
     StartClock(Colour),
     /// To be made durable, unless somebody else has decided already; answer with `Decided`, saying what is there now.
     Decide(Colour, Verdict<S>),

@@ -122,9 +122,16 @@ fn table(status: &serde_json::Value) -> String {
         let part = &node["last_part"];
         let number = |field: &str| part[field].as_u64().map_or_else(|| "-".into(), |number| number.to_string());
         let pause = part["pause_us"].as_u64().map_or_else(|| "-".into(), output::time);
+        let so_far = &node["cut_so_far"];
+        let state = match (so_far["done_bytes"].as_u64(), so_far["total_bytes"].as_u64()) {
+            (Some(done), Some(total @ 1..)) => {
+                format!("{}, {} {} %", text(&node["state"]), text(&so_far["phase"]), done.saturating_mul(100) / total)
+            }
+            _ => text(&node["state"]),
+        };
         vec![
             text(&node["name"]),
-            text(&node["state"]),
+            state,
             text(&node["pid"]).replace("null", "-"),
             pause,
             number("logged_frames"),

@@ -17,7 +17,7 @@ use ckvmm_net::{Capture, Colour, Incarnation, Node, Port, log};
 use ckvmm_snapshot::Image;
 
 use super::channel::{self, Channel};
-use super::message::{FromMember, Part, Place, ToMember};
+use super::message::{FromMember, Part, Place, SoFar, ToMember};
 use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
@@ -92,7 +92,8 @@ impl Invitation {
         }
     }
 
-    /// Takes the place. Frames that were under way at the cut of `image` come first. What happens goes to `events`.
+    /// Takes the place. Frames that were under way at the cut of `image` come first. What happens goes to `events`;
+    /// `so_far` says how far a cut is, also while the main loop is at work on it.
     ///
     /// # Errors
     /// The image's frames cannot be read, or a link is gone.
@@ -101,6 +102,7 @@ impl Invitation {
         image: Option<&Image>,
         state: &Path,
         events: impl Fn(Event) + Clone + Send + 'static,
+        so_far: impl Fn() -> Option<SoFar> + Send + 'static,
     ) -> Result<Member> {
         let Invitation { channel, place, links } = self;
         let nodes = place.macs.len() as u16;
@@ -128,6 +130,7 @@ impl Invitation {
                     match message {
                         // Of no matter to the machine.
                         ToMember::Fault(peer, fault) => links.set_fault(Node(peer), fault.into()),
+                        ToMember::HowFar => _ = channel.send(&FromMember::SoFar(so_far()), &[]),
                         ToMember::Capture(peer) => capture(&links, peer.map(Node), descriptors.into_iter().next()),
                         message => events(Event::Told(message)),
                     }

@@ -48,6 +48,8 @@ pub enum ToMember {
     Committed(u64),
     /// It is none.
     Aborted(u64),
+    /// How far is your part of the cut? One question at a time.
+    HowFar,
     /// This becomes of what comes over the link to that node.
     Fault(u16, Fault),
     /// With a descriptor of a file: what goes over the link to that node, or over all links, is captured to it. Without:
@@ -77,8 +79,23 @@ pub enum FromMember {
     Prepared(u64, Part),
     /// It has no part in this cut to give.
     Failed(u64, String),
+    /// The answer to how far it is, if it is at work.
+    SoFar(Option<SoFar>),
     /// Its guest is off, and it had this colour.
     Left(u64),
+}
+
+/// How far a member's part of a cut is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoFar {
+    /// What it does just now.
+    pub phase: String,
+    /// Bytes done in this phase.
+    pub done_bytes: u64,
+    /// Bytes to do in this phase; 0: not known.
+    pub total_bytes: u64,
+    /// Bytes of the image that its guest runs from that were compared, for which its part may have to wait.
+    pub verified_bytes: u64,
 }
 
 /// A member's part of a checkpoint.

@@ -1,8 +1,11 @@
 //! A VM's part in its network, in the main loop: what the supervisor and the port say, and what follows for the machine.
 
+use std::sync::Arc;
+
 use ckvmm_net::Colour;
 use ckvmm_net::cut::{Input, Output};
 use ckvmm_net::port;
+use ckvmm_snapshot::Image;
 
 use super::{
     checkpoints::Wanted,
@@ -18,10 +21,10 @@ use crate::{
     error::{Error, Result},
     host::terminal::say,
     network::{
-        member::{Event, Member},
-        message::{Part, ToMember},
+        member::{Event, Invitation, Member},
+        message::{Part, SoFar, ToMember},
     },
-    operations::{Asker, CheckpointDone, Running},
+    operations::{Asker, CheckpointDone, Operation, Running},
     state::clock::ClockPolicy,
 };
 
@@ -40,8 +43,8 @@ impl Life<'_> {
             Event::Told(ToMember::Cut(cut)) => member.tell(Input::CutRequested(Colour(cut))),
             Event::Told(ToMember::Committed(cut)) => member.tell(Input::Committed(Colour(cut))),
             Event::Told(ToMember::Aborted(cut)) => member.tell(Input::Aborted(Colour(cut))),
-            // These are for nobody, or for the links.
-            Event::Told(ToMember::Place(_) | ToMember::Fault(..) | ToMember::Capture(_)) => {}
+            // These are for nobody, for the links, or answered already.
+            Event::Told(ToMember::Place(_) | ToMember::Fault(..) | ToMember::Capture(_) | ToMember::HowFar) => {}
             Event::Port(port::Event::Cut(output)) => return self.cut(output),
             Event::Port(port::Event::Broken(error)) => say(&error.to_string()),
             Event::Supervised(channel) => {
@@ -128,6 +131,21 @@ impl Life<'_> {
 }
 
 impl Session {
+    /// Takes the VM's place in a network, if it has one there.
+    pub(super) fn join(&mut self, invitation: Option<Invitation>, image: Option<&Image>) -> Result<()> {
+        let Some(invitation) = invitation else { return Ok(()) };
+        let (sender, shared, verified) = (self.sender.clone(), Arc::clone(&self.shared), Arc::clone(&self.verified));
+        // A main loop that has ended needs no events.
+        let events = move |event| drop(sender.send(SessionEvent::Network(event)));
+        let so_far = move || {
+            let Operation { phase, done_bytes, total_bytes, .. } = shared.operations().running()?;
+            let verified_bytes = verified.bytes_done();
+            Some(SoFar { phase: phase.unwrap_or_default(), done_bytes, total_bytes, verified_bytes })
+        };
+        self.network = Some(invitation.accept(image, self.state.path(), events, so_far)?);
+        Ok(())
+    }
+
     /// What the cut says once it is taken.
     fn cut_goes_on(&mut self, output: Output<port::Frame>) {
         let Some(member) = &mut self.network else { return };

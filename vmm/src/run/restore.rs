@@ -64,7 +64,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     session.base = Some(Arc::clone(&image));
     session.history = History::restored(Instant::now());
     if !options.verify_full {
-        session.verification = Verification::begin(image, session.sender.clone())?;
+        session.verification = Verification::begin(image, Arc::clone(&session.verified), session.sender.clone())?;
     }
     session.run(machine, !options.no_reboot, options.paused)
 }

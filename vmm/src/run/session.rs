@@ -10,7 +10,7 @@ use std::{
 };
 
 use ckvmm_net::Tap;
-use ckvmm_snapshot::{Image, Store};
+use ckvmm_snapshot::{Image, Progress, Store};
 use uuid::Uuid;
 
 use super::{
@@ -39,7 +39,7 @@ use crate::{
         events::{MachineEvent, Notify},
         ram::Ram,
     },
-    network::member::{self, Invitation, Member},
+    network::member::{self, Member},
     operations::Held,
 };
 
@@ -84,6 +84,8 @@ pub(super) struct Session {
     pub(super) server: Server,
     /// Of the image that the VM was restored from.
     pub(super) verification: Verification,
+    /// How far that is.
+    pub(super) verified: Arc<Progress>,
     /// Number of the machine that runs.
     pub(super) machine: AtomicU64,
     pub(super) finisher: Finisher,
@@ -133,6 +135,7 @@ impl Session {
             sender,
             server,
             verification: Verification::done(),
+            verified: Arc::default(),
             machine: AtomicU64::new(0),
             finisher,
             base: None,
@@ -142,16 +145,6 @@ impl Session {
             writing: false,
             then_stop: false,
         })
-    }
-
-    /// Takes the VM's place in a network, if it has one there.
-    pub(super) fn join(&mut self, invitation: Option<Invitation>, image: Option<&Image>) -> Result<()> {
-        let Some(invitation) = invitation else { return Ok(()) };
-        let sender = self.sender.clone();
-        // A main loop that has ended needs no events.
-        self.network =
-            Some(invitation.accept(image, self.state.path(), move |event| drop(sender.send(Event::Network(event))))?);
-        Ok(())
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.

@@ -42,13 +42,13 @@ impl Verification {
         Verification(Arc::new(Inner { outcome: Mutex::new(Some(Ok(()))), changed: Condvar::new() }))
     }
 
-    /// Compares `image` on a thread of its own; damage becomes an event at once.
-    pub(super) fn begin(image: Arc<Image>, events: Sender<Event>) -> Result<Self> {
+    /// Compares `image` on a thread of its own; damage becomes an event at once, and `progress` says how far it is.
+    pub(super) fn begin(image: Arc<Image>, progress: Arc<Progress>, events: Sender<Event>) -> Result<Self> {
         let begun = Verification(Arc::new(Inner { outcome: Mutex::new(None), changed: Condvar::new() }));
         let verification = begun.clone();
         let verify = move || {
             priority::stand_back();
-            let outcome = image.verify(&Progress::default()).and_then(|()| image.sync());
+            let outcome = image.verify(&progress).and_then(|()| image.sync());
             let outcome = outcome.map_err(|error| format!("{error}; the guest runs from it and is stopped"));
             if let Err(line) = &outcome {
                 // A main loop that has ended needs no bad news.

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod cut;
+mod deadline;
 mod end;
 mod failure;
 mod job;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus as Ended;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ckvmm_net::coordinator::{Coordinator, Input, Output, Verdict};
 use ckvmm_net::cut::Why;
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use self::deadline::Deadline;
 use self::job::Followed;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
@@ -46,9 +48,6 @@ use crate::config::{CheckpointConfig, Id};
 use crate::error::Result;
 use crate::host::signals::Asked;
 use crate::host::terminal::say;
-
-/// How long members may be at work on a cut: what a large VM on a slow disk needs to be written.
-const CUT_TIME: Duration = Duration::from_secs(600);
 
 /// What the supervisor waits for.
 #[derive(Debug)]
@@ -127,8 +126,8 @@ struct Supervisor {
     sender: Sender<Event>,
     /// Who has asked for the checkpoint that is being made.
     asker: Option<Sender<Answer>>,
-    /// When the cut that is being collected is too late.
-    deadline: Option<(Instant, Colour)>,
+    /// Of the cut that is being collected.
+    deadline: Option<Deadline>,
     /// When the next checkpoint is due.
     due: Option<Instant>,
     /// The last checkpoint: of this life, or the one that it began from.
@@ -163,7 +162,7 @@ impl Supervisor {
     }
 
     fn wait(&self) -> Option<Event> {
-        let times = self.deadline.map(|(at, _)| at).into_iter().chain(self.due);
+        let times = self.deadline.as_ref().map(Deadline::next_look).into_iter().chain(self.due);
         match times.min() {
             // This holds a sender.
             None => self.events.recv().ok(),
@@ -173,9 +172,7 @@ impl Supervisor {
 
     fn time_is_over(&mut self) {
         let now = Instant::now();
-        if let Some((_, cut)) = self.deadline.take_if(|(at, _)| *at <= now) {
-            self.feed(Input::Deadline(cut));
-        }
+        self.look_at_cut(now);
         if self.due.is_some_and(|due| due <= now) {
             self.plan_next();
             self.request();
@@ -221,6 +218,9 @@ impl Supervisor {
 
     fn hear(&mut self, node: Node, heard: Heard) -> Result<()> {
         self.note_end(node, &heard);
+        if let Some(deadline) = &mut self.deadline {
+            deadline.heard(node, &heard);
+        }
         match heard {
             Heard::Said(FromMember::Ready) => self.feed(Input::Ready(node)),
             Heard::Said(FromMember::Prepared(cut, part)) => {
@@ -232,7 +232,7 @@ impl Supervisor {
             }
             Heard::Said(FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
             Heard::Silence => self.silent(node)?,
-            Heard::End(_) => {}
+            Heard::Said(FromMember::SoFar(_)) | Heard::End(_) => {}
         }
         if !self.seats[node.index()].runs() {
             self.job_is_over_on(node);
@@ -284,7 +284,7 @@ impl Supervisor {
                 Err(error) => Input::StoreFailed(cut, error.to_string()),
             }),
             Output::StartClock(cut) => {
-                self.deadline = Some((Instant::now() + CUT_TIME, cut));
+                self.deadline = Some(Deadline::new(cut, self.seats.len(), Instant::now()));
                 None
             }
             Output::Decide(cut, verdict) => {

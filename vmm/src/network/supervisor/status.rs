@@ -1,10 +1,12 @@
 //! What a supervisor shows of its network.
 
+use ckvmm_net::Node;
 use ckvmm_net::coordinator::Member;
 use serde_json::{Value, json};
 
 use super::{Seat, Supervisor};
 use crate::cli::ExitStatus;
+use crate::network::message::SoFar;
 
 impl Supervisor {
     /// How the network ended.
@@ -29,7 +31,9 @@ impl Supervisor {
     /// As `ckvmm network status --json` prints it.
     pub(super) fn show(&self) -> Value {
         let nodes = self.seats.iter().zip(self.coordinator.members());
-        let nodes: Vec<Value> = nodes.map(|(seat, member)| show(seat, *member)).collect();
+        let so_far = |node| self.deadline.as_ref().and_then(|deadline| deadline.so_far(Node(node)));
+        let nodes: Vec<Value> =
+            nodes.zip(0..).map(|((seat, member), node)| show(seat, *member, so_far(node))).collect();
         json!({
             "name": self.terms.name,
             "pid": std::process::id(),
@@ -57,7 +61,7 @@ impl Supervisor {
     }
 }
 
-fn show(seat: &Seat, member: Member) -> Value {
+fn show(seat: &Seat, member: Member, so_far: Option<&SoFar>) -> Value {
     let state = match member {
         Member::On => "on",
         Member::Off => "off",
@@ -67,6 +71,7 @@ fn show(seat: &Seat, member: Member) -> Value {
         "name": seat.name,
         "state": state,
         "pid": seat.process.as_ref().map(|process| process.pid.as_raw()),
+        "cut_so_far": so_far,
         "last_part": seat.part,
     })
 }
