@@ -29,6 +29,7 @@ mod net_model;
 #[path = "../../guest-images/bare-metal/net_node.rs"]
 mod net_node;
 mod network;
+mod network_deaf;
 mod network_end;
 mod network_faults;
 mod network_moved;
