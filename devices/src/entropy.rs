@@ -6,7 +6,10 @@
 use std::io;
 
 /// Fills `buffer` with bytes of cryptographic quality. It blocks only before the host itself has been seeded.
-pub(crate) fn fill(buffer: &mut [u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel has none.
+pub fn fill(buffer: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {
         let rest = &mut buffer[filled..];

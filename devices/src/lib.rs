@@ -18,7 +18,7 @@
 //! atomic; raising a line takes no lock.
 
 mod bus;
-mod entropy;
+pub mod entropy;
 mod error;
 #[cfg(test)]
 mod laws;

@@ -9,6 +9,7 @@ mod files;
 mod images;
 mod job;
 mod network;
+mod nodes;
 mod places;
 mod qcow2;
 mod signals;

@@ -41,5 +41,6 @@ mod picture;
 mod qcow2;
 mod random;
 mod rounds;
+mod seed;
 mod shapes;
 mod writer;

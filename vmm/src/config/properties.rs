@@ -23,13 +23,8 @@ fn any_duration() -> impl Strategy<Value = Duration> {
 fn any_disk() -> impl Strategy<Value = DiskConfig> {
     let mode = prop_oneof![Just(DiskMode::Private), Just(DiskMode::ReadOnly)];
     let format = proptest::option::of(prop_oneof![Just(DiskFormat::Raw), Just(DiskFormat::Qcow2)]);
-    (any_id(), any_path(), format, mode, any::<bool>()).prop_map(|(id, path, format, mode, capture)| DiskConfig {
-        id,
-        path: path.into(),
-        format,
-        mode,
-        capture,
-    })
+    (any_id(), any_path(), format, mode, any::<Option<bool>>())
+        .prop_map(|(id, path, format, mode, capture)| DiskConfig { id, path: path.into(), format, mode, capture })
 }
 
 fn any_nic() -> impl Strategy<Value = NicConfig> {

@@ -56,10 +56,6 @@ fn default_stop_timeout() -> Duration {
     Duration::from_secs(30)
 }
 
-fn yes() -> bool {
-    true
-}
-
 /// The CPU that the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -113,9 +109,18 @@ pub struct DiskConfig {
     /// Who sees what the guest writes.
     #[serde(default)]
     pub mode: DiskMode,
-    /// Whether a checkpoint holds its contents. Without, a restore opens `path` as it then is.
-    #[serde(default = "yes")]
-    pub capture: bool,
+    /// Whether a checkpoint holds its contents; absent: if the guest can write. Without, a restore opens `path` as it
+    /// then is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<bool>,
+}
+
+impl DiskConfig {
+    /// Whether a checkpoint holds its contents.
+    #[must_use]
+    pub fn is_captured(&self) -> bool {
+        self.capture.unwrap_or(self.mode != DiskMode::ReadOnly)
+    }
 }
 
 /// What the file of a disk is. Only somebody who knows can say: what a guest has written looks like anything it likes.

@@ -48,13 +48,12 @@ pub struct Disk {
 
 impl Disk {
     fn new(config: &DiskConfig, path: PathBuf) -> Self {
-        let captured = config.capture && config.mode != DiskMode::ReadOnly;
         Disk {
             id: config.id.to_string(),
             working_copy: path != config.path,
             path,
             mode: config.mode,
-            captured,
+            captured: config.is_captured(),
             made_from: None,
             live: OnceLock::new(),
         }
@@ -127,9 +126,10 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
             remove_if_there(&unfinished)?;
             image.materialise_disk(&disk.id, &unfinished)?;
             rename_durably(&unfinished, &path)?;
-            // Whatever it was before: its file is the guest's own now.
+            // Its file is the guest's own now, to be written if it was.
+            let mode = if disk.mode == DiskMode::ReadOnly { DiskMode::ReadOnly } else { DiskMode::Private };
             let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
-            Ok(Disk { mode: DiskMode::Private, made_from, ..Disk::new(disk, path) })
+            Ok(Disk { mode, made_from, ..Disk::new(disk, path) })
         })
         .collect()
 }

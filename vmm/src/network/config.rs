@@ -4,6 +4,7 @@
 //! {
 //!   "version": 1, "name": "c", "subnet": "10.77.0.0/24",
 //!   "nodes": [ { "name": "n", "count": 4, "config": "node.json" } ],
+//!   "job": { "on": "n-0", "command": ["mpirun", "--hostfile", "/etc/ckvmm/hostfile", "./a.out"] },
 //!   "checkpoint": { "dir": "checkpoints", "every": "60s", "keep": 3 },
 //!   "on_failure": "restore", "max_restores": 3
 //! }
@@ -12,9 +13,10 @@
 //! Each VM is called `NETWORK-NODE`, and `ckvmm console NETWORK-NODE` leads to its serial port.
 //!
 //! Invariants: node `i` has the `i+1`-th address of the subnet, and its MAC follows from that; no two nodes write to one
-//! file; names that a guest needs to know reach it through `{index}`, `{nodes}`, `{name}` and `{ip}` in the command line.
+//! file; what a guest needs to know of the network reaches it by a seed ([`super::seed`]), or through `{index}`, `{nodes}`,
+//! `{name}` and `{ip}` in the command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,7 @@ use serde_json::{Value, json};
 use super::channel::DESCRIPTORS_MAX;
 use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
+use super::seed;
 use crate::api::socket::default_dir;
 use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
 
@@ -48,6 +51,9 @@ pub struct NetConfig {
     /// What is to be run in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
+    /// Whether nodes get a seed for cloud-init; absent: those that have a disk, since that may hold a stock guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<bool>,
     /// Where checkpoints go, and when they are made.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -81,6 +87,12 @@ pub struct Node {
     pub nic: Id,
     /// That card's address.
     pub mac: Mac,
+    /// The guest's address on it.
+    pub ip: Ipv4Addr,
+    /// How many bits of it all nodes have in common.
+    pub prefix: u32,
+    /// Whether it gets a seed.
+    pub seed: bool,
     /// The VM.
     pub vm: VmConfig,
 }
@@ -96,7 +108,7 @@ impl NetConfig {
         let path = &std::path::absolute(path).map_err(no_path)?;
         let base = path.parent().unwrap_or(Path::new("/"));
         let config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
-        let nodes = config.all_nodes(base)?;
+        let nodes = config.all_nodes(path, base)?;
         config.job.iter().try_for_each(|job| job.check(&nodes)).map_err(|error| error.in_file(path))?;
         Ok((config, nodes))
     }
@@ -116,7 +128,7 @@ impl NetConfig {
         Ok(config)
     }
 
-    fn all_nodes(&self, base: &Path) -> Result<Vec<Node>, ConfigError> {
+    fn all_nodes(&self, path: &Path, base: &Path) -> Result<Vec<Node>, ConfigError> {
         let mut names = Vec::new();
         for group in &self.nodes {
             let numbered = (0..group.count.unwrap_or(0)).map(|number| format!("{}-{number}", group.name));
@@ -125,23 +137,28 @@ impl NetConfig {
         }
         if !(2..=NODES_MAX).contains(&names.len()) {
             let what = format!("{} of them make no network", names.len());
-            return Err(ConfigError::field("nodes", what, format!("give from 2 to {NODES_MAX}")));
+            return Err(ConfigError::field("nodes", what, format!("give from 2 to {NODES_MAX}")).in_file(path));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some((name, _)) = names.iter().find(|(name, _)| !seen.insert(name)) {
+            let what = format!("more than one is called {name}");
+            return Err(ConfigError::field("nodes", what, "give each a name of its own").in_file(path));
         }
         let count = names.len();
         let nodes = names.into_iter().enumerate();
         let nodes: Vec<Node> = nodes
             .map(|(index, (name, file))| {
-                let ip = self.address(index, count)?;
+                let address = self.address(index, count).map_err(|error| error.in_file(path))?;
                 let value = VmConfig::load_value(&file)?;
-                self.node(index, count, name, ip, value, &file).map_err(|error| error.in_file(&file))
+                self.node(index, count, name, address, value, &file).map_err(|error| error.in_file(&file))
             })
             .collect::<Result<_, _>>()?;
         no_shared_writes(&nodes)?;
         Ok(nodes)
     }
 
-    /// The address of node `index` of `count`: neither the network's own nor the one for all.
-    fn address(&self, index: usize, count: usize) -> Result<Ipv4Addr, ConfigError> {
+    /// The address of node `index` of `count`, neither the network's own nor the one for all, and the subnet's length.
+    fn address(&self, index: usize, count: usize) -> Result<(Ipv4Addr, u32), ConfigError> {
         let wrong = || {
             let what = format!("{:?} does not hold {count} nodes", self.subnet);
             ConfigError::field("subnet", what, "give an IPv4 subnet like \"10.77.0.0/24\"")
@@ -153,7 +170,7 @@ impl NetConfig {
         if u32::from(base) & hosts != 0 || count as u32 >= hosts {
             return Err(wrong());
         }
-        Ok(Ipv4Addr::from(u32::from(base) + 1 + index as u32))
+        Ok((Ipv4Addr::from(u32::from(base) + 1 + index as u32), length))
     }
 
     /// What the common configuration becomes for one node.
@@ -162,7 +179,7 @@ impl NetConfig {
         index: usize,
         count: usize,
         name: String,
-        ip: Ipv4Addr,
+        (ip, prefix): (Ipv4Addr, u32),
         mut value: Value,
         file: &Path,
     ) -> Result<Node, ConfigError> {
@@ -183,7 +200,25 @@ impl NetConfig {
         let name = name.parse().map_err(wrong)?;
         let nic = nic.parse().map_err(wrong)?;
         let vm = VmConfig::from_value(value, file.parent().unwrap_or(Path::new("")))?;
-        Ok(Node { name, nic, mac, vm })
+        let seed = self.seed.unwrap_or(!vm.disks.is_empty());
+        Ok(Node { name, nic, mac, ip, prefix, seed, vm })
+    }
+}
+
+impl Node {
+    /// The same with its seed, the file `path`, as its last disk. A checkpoint holds it: a guest that is restored elsewhere
+    /// and reads it again finds what it found before.
+    ///
+    /// # Errors
+    /// There is no room for another disk, or one has that name.
+    pub fn with_seed(self, path: &Path) -> Result<Node, ConfigError> {
+        let no_text = || ConfigError::file(path, "is not UTF-8", "give another directory with --state");
+        let mut value = self.vm.to_value();
+        let disk = json!({
+            "id": seed::DISK, "path": path.to_str().ok_or_else(no_text)?, "format": "raw", "mode": "read-only", "capture": true,
+        });
+        value["disks"].as_array_mut().expect("it was written as one").push(disk);
+        Ok(Node { vm: VmConfig::from_value(value, Path::new(""))?, ..self })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The job of a network: what `net.json` says of it, and how its end is heard on the console of its node.
 //!
 //! ```json
-//! "job": { "on": "n-0" }
+//! "job": { "on": "n-0", "command": ["mpirun", "--hostfile", "/etc/ckvmm/hostfile", "./a.out"] }
 //! ```
 //!
 //! The guest of that node says two lines of their own on its serial port, and what stands between them is the output:
@@ -26,12 +26,20 @@ const EXIT: &[u8] = b"ckvmm: exit ";
 /// Longest number of an exit status.
 const DIGITS_MAX: usize = 3;
 
+/// Longest command, bytes.
+const COMMAND_MAX: usize = 64 << 10;
+/// Most words of it.
+const WORDS_MAX: usize = 1024;
+
 /// What is to be run in a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     /// The node whose guest says how it ends.
     pub on: Id,
+    /// What is run there, by the node's seed; absent: its guest knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
 }
 
 impl Job {
@@ -40,13 +48,35 @@ impl Job {
     /// # Errors
     /// The field that is wrong.
     pub fn check(&self, nodes: &[Node]) -> Result<(), ConfigError> {
-        if nodes.iter().any(|node| node.name == self.on) {
-            return Ok(());
+        if let Some(node) = nodes.iter().find(|node| node.name == self.on) {
+            return self.command.as_ref().map_or(Ok(()), |command| check_command(command, node));
         }
         let names: Vec<&str> = nodes.iter().map(|node| &*node.name).collect();
         let mend = format!("give one of {}", names.join(", "));
         Err(ConfigError::field("job.on", format!("{:?} is no node", &*self.on), mend))
     }
+}
+
+fn check_command(command: &[String], node: &Node) -> Result<(), ConfigError> {
+    let wrong = |what: String, mend: &str| Err(ConfigError::field("job.command", what, mend));
+    if command.first().is_none_or(String::is_empty) {
+        return wrong("names no program".into(), "give a list like [\"./a.out\", \"-v\"], or leave it away");
+    }
+    let bytes: usize = command.iter().map(String::len).sum();
+    if bytes > COMMAND_MAX || command.len() > WORDS_MAX {
+        let what = format!("{} words of {bytes} bytes are too long", command.len());
+        return wrong(what, "put it into a script on the guest's disk, and give that");
+    }
+    // What YAML does not take, whose reader is in the guest.
+    let unfit = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{fffe}' | '\u{ffff}');
+    if let Some(c) = command.iter().flat_map(|word| word.chars()).find(|c| unfit(*c)) {
+        return wrong(format!("holds {c:?}"), "leave that character away");
+    }
+    if !node.seed {
+        let what = format!("nothing takes it to {}, which has no seed", node.name);
+        return wrong(what, "give \"seed\": true, or leave it away if the guest knows what to run");
+    }
+    Ok(())
 }
 
 /// Listens to a console.

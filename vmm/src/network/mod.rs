@@ -19,6 +19,7 @@ pub mod job;
 pub mod manifest;
 pub mod member;
 pub mod message;
+pub mod seed;
 pub mod store;
 pub mod supervisor;
 pub mod whole;

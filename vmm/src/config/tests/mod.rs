@@ -63,7 +63,7 @@ fn a_full_configuration_is_read() {
     assert_eq!(config.kernel.protocol, Protocol::Pvh);
     assert_eq!(config.disks[1].path, PathBuf::from("/dev/sdb"));
     assert_eq!(config.disks[1].mode, DiskMode::Direct);
-    assert!(config.disks[1].capture);
+    assert!(config.disks[1].is_captured());
     assert_eq!(config.nics[0].mac, Some(MacAddr([2, 0, 0, 0, 0, 1])));
     assert_eq!(config.stop_timeout.as_secs(), 60);
     assert_eq!(config.checkpoint.dir, Some(PathBuf::from("/vms/checkpoints")));
@@ -97,6 +97,7 @@ fn every_field_refuses_what_it_does_not_take() {
                     "kernel.initrd"
                         | "kernel.cmdline"
                         | "disks[].format"
+                        | "disks[].capture"
                         | "nics[].mac"
                         | "checkpoint.dir"
                         | "checkpoint.every"

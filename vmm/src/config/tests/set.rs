@@ -14,7 +14,7 @@ fn set_changes_fields() {
     assert_eq!(set("disks.1.path=y=z").unwrap().disks[1].path, PathBuf::from("/vms/y=z"));
     assert_eq!(set("vcpus=4").unwrap().vcpus, 4);
     assert_eq!(set("memory=2GiB").unwrap().memory, Bytes(2 << 30));
-    assert!(!set("disks.root.capture=false").unwrap().disks[0].capture);
+    assert!(!set("disks.root.capture=false").unwrap().disks[0].is_captured());
     assert_eq!(set("serial.file=log").unwrap().serial, Serial::File("/vms/log".into()));
     assert_eq!(set("serial={\"socket\":\"s\"}").unwrap().serial, Serial::Socket("/vms/s".into()));
     assert_eq!(set("nics=[]").unwrap().nics, []);

@@ -11,6 +11,7 @@ mod end;
 mod failure;
 mod job;
 mod links;
+mod seed;
 mod start;
 mod status;
 

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
-use super::{Event, Heard, Process, Seat, Supervisor, Terms};
+use super::{Event, Heard, Process, Seat, Supervisor, Terms, seed};
 use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
@@ -89,9 +89,11 @@ fn boot(
     let signals = Signals::block()?;
     let state = state.unwrap_or_else(|| file.with_file_name(format!("{}.ckvmm", config.name)));
     let (state, lock) = open_state(&state)?;
-    let nodes = nodes.into_iter().map(|node| {
+    let seeds = seed::all(&nodes, config.job.as_ref())?;
+    let nodes = nodes.into_iter().zip(seeds).map(|(node, seed)| {
         let dir = state.join(&*node.name);
         make_dir(&dir)?;
+        let node = seed::plant(node, seed, &dir)?;
         let vm = dir.join("vm.json");
         let written = fs::write(&vm, node.vm.to_value().to_string());
         written.map_err(|source| Error::Io { path: vm.clone(), what: "cannot be written; make room", source })?;
