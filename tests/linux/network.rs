@@ -15,7 +15,7 @@ use ckvmm_tests::{
     process::{self, Ckvmm},
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::vm::{Home, complaints};
 
@@ -35,17 +35,7 @@ struct Network<'a> {
 impl<'a> Network<'a> {
     /// Boots `nodes` guests that run `jobs`.
     fn up(home: &'a Home, nodes: usize, jobs: &str) -> Self {
-        let net = json!({
-            "version": 1, "name": "c", "subnet": "10.77.0.0/24",
-            "nodes": [{ "name": "n", "count": nodes, "config": "vm.json" }],
-            "checkpoint": { "dir": "checkpoints" },
-        });
-        fs::write(home.path().join("net.json"), net.to_string()).unwrap();
-        let words = "ckvmm.ip={ip}/24 ckvmm.node={index} ckvmm.nodes={nodes} ckvmm.to=10.77.0.1";
-        let mut config = config::add_to_cmdline(config::linux(jobs), words);
-        // What is written while guests are busy takes its time.
-        config["memory"] = "96MiB".into();
-        config::write(home.path(), &config);
+        describe(home, nodes, jobs, &json!({}));
         let supervisor = Ckvmm::start(home.path(), ["network", "up", "net.json"]);
         Self::running(home, supervisor, "c.ckvmm", nodes)
     }
@@ -109,6 +99,21 @@ impl Drop for Network<'_> {
     }
 }
 
+/// Writes `net.json`, with these fields too, and what it names.
+fn describe(home: &Home, nodes: usize, jobs: &str, fields: &Value) {
+    let mut net = json!({
+        "version": 1, "name": "c", "subnet": "10.77.0.0/24",
+        "nodes": [{ "name": "n", "count": nodes, "config": "vm.json" }],
+        "checkpoint": { "dir": "checkpoints" },
+    });
+    net.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    fs::write(home.path().join("net.json"), net.to_string()).unwrap();
+    let mut config = config::add_to_cmdline(config::linux(jobs), "{network} ckvmm.to=n-0");
+    // What is written while guests are busy takes its time.
+    config["memory"] = "96MiB".into();
+    config::write(home.path(), &config);
+}
+
 fn open_console(home: &Path, node: usize) -> Lines {
     let path = home.join(format!("ckvmm/c-n-{node}.console"));
     let deadline = Instant::now() + LIMIT;
@@ -124,6 +129,17 @@ fn open_console(home: &Path, node: usize) -> Lines {
 /// How many parts of the sum node 0 says that it has got.
 fn received(line: &str) -> Option<u64> {
     value(line.strip_prefix("CKVMM sum ")?, "received")?.parse().ok()
+}
+
+#[test]
+fn a_job_runs_on_its_node_which_knows_all_others() {
+    let home = Home::new();
+    let script = "hostname; until ping -c 1 -W 1 n-0 >/dev/null 2>&1; do :; done; echo \"$0|$1\"; exit 7";
+    let job = json!({ "on": "n-1", "command": ["sh", "-c", script, "two  words, 100%", "é"] });
+    describe(&home, 2, "command", &json!({ "job": job }));
+    let mut network = Ckvmm::start(home.path(), ["network", "run", "net.json"]);
+    assert_eq!(network.wait(LIMIT), 7);
+    assert_eq!(network.console.all(), ["n-1", "two  words, 100%|é", "CKVMM job=command ended status=7"]);
 }
 
 #[test]

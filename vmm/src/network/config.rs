@@ -13,8 +13,8 @@
 //! Each VM is called `NETWORK-NODE`, and `ckvmm console NETWORK-NODE` leads to its serial port.
 //!
 //! Invariants: node `i` has the `i+1`-th address of the subnet, and its MAC follows from that; no two nodes write to one
-//! file; what a guest needs to know of the network reaches it by a seed ([`super::seed`]), or through `{index}`, `{nodes}`,
-//! `{name}` and `{ip}` in the command line.
+//! file; what a guest needs to know of the network reaches it by a seed ([`super::seed`]), or through `{network}`
+//! ([`super::cmdline`]), `{index}`, `{nodes}`, `{name}` and `{ip}` in the command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::channel::DESCRIPTORS_MAX;
+use super::cmdline::{self, Place};
 use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
 use super::seed;
@@ -93,23 +94,27 @@ pub struct Node {
     pub prefix: u32,
     /// Whether it gets a seed.
     pub seed: bool,
+    /// Whether its kernel's command line has what [`cmdline`] says.
+    pub is_told: bool,
     /// The VM.
     pub vm: VmConfig,
 }
 
 impl NetConfig {
-    /// Reads `net.json` and all that it names. Relative paths are relative to the file that has them.
+    /// Reads `net.json` and all that it names. Relative paths are relative to the file that has them. The job reaches its
+    /// node only if it is `to_run`, and is left away else.
     ///
     /// # Errors
     /// A file that cannot be read, a field that is missing, unknown or wrong.
-    pub fn load(path: &Path) -> Result<(NetConfig, Vec<Node>), ConfigError> {
+    pub fn load(path: &Path, to_run: bool) -> Result<(NetConfig, Vec<Node>), ConfigError> {
         let value = VmConfig::load_value(path)?;
         let no_path = |error| ConfigError::file(path, format!("has no directory: {error}"), "give another path");
         let path = &std::path::absolute(path).map_err(no_path)?;
         let base = path.parent().unwrap_or(Path::new("/"));
-        let config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
+        let mut config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
+        let job = if to_run { config.job.clone() } else { config.job.take() };
         let nodes = config.all_nodes(path, base)?;
-        config.job.iter().try_for_each(|job| job.check(&nodes)).map_err(|error| error.in_file(path))?;
+        job.iter().try_for_each(|job| job.check(&nodes)).map_err(|error| error.in_file(path))?;
         Ok((config, nodes))
     }
 
@@ -144,21 +149,21 @@ impl NetConfig {
             let what = format!("more than one is called {name}");
             return Err(ConfigError::field("nodes", what, "give each a name of its own").in_file(path));
         }
-        let count = names.len();
-        let nodes = names.into_iter().enumerate();
-        let nodes: Vec<Node> = nodes
-            .map(|(index, (name, file))| {
-                let address = self.address(index, count).map_err(|error| error.in_file(path))?;
-                let value = VmConfig::load_value(&file)?;
-                self.node(index, count, name, address, value, &file).map_err(|error| error.in_file(&file))
-            })
-            .collect::<Result<_, _>>()?;
+        let (names, files): (Vec<String>, Vec<PathBuf>) = names.into_iter().unzip();
+        let (first, prefix) = self.addresses(names.len()).map_err(|error| error.in_file(path))?;
+        let hosts: Vec<_> = names.into_iter().zip((first..).map(Ipv4Addr::from)).collect();
+        let nodes = files.iter().enumerate().map(|(index, file)| {
+            let command = self.job.as_ref().map_or(&[][..], |job| job.command_on(&hosts[index].0));
+            let place = Place { index, hosts: &hosts, prefix, command };
+            self.node(place, VmConfig::load_value(file)?, file).map_err(|error| error.in_file(file))
+        });
+        let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
         no_shared_writes(&nodes)?;
         Ok(nodes)
     }
 
-    /// The address of node `index` of `count`, neither the network's own nor the one for all, and the subnet's length.
-    fn address(&self, index: usize, count: usize) -> Result<(Ipv4Addr, u32), ConfigError> {
+    /// The first of `count` addresses, none of them the network's own or the one for all, and the subnet's length.
+    fn addresses(&self, count: usize) -> Result<(u32, u32), ConfigError> {
         let wrong = || {
             let what = format!("{:?} does not hold {count} nodes", self.subnet);
             ConfigError::field("subnet", what, "give an IPv4 subnet like \"10.77.0.0/24\"")
@@ -170,20 +175,14 @@ impl NetConfig {
         if u32::from(base) & hosts != 0 || count as u32 >= hosts {
             return Err(wrong());
         }
-        Ok((Ipv4Addr::from(u32::from(base) + 1 + index as u32), length))
+        Ok((u32::from(base) + 1, length))
     }
 
     /// What the common configuration becomes for one node.
-    fn node(
-        &self,
-        index: usize,
-        count: usize,
-        name: String,
-        (ip, prefix): (Ipv4Addr, u32),
-        mut value: Value,
-        file: &Path,
-    ) -> Result<Node, ConfigError> {
-        let mac = mac_of(ip);
+    fn node(&self, place: Place<'_>, mut value: Value, file: &Path) -> Result<Node, ConfigError> {
+        let Place { index, hosts, prefix, .. } = place;
+        let (name, ip) = &hosts[index];
+        let mac = mac_of(*ip);
         let nic = plug(&mut value, mac)?;
         let vm = format!("{}-{name}", self.name);
         value["serial"] = json!({ "socket": console(&vm) });
@@ -192,16 +191,19 @@ impl NetConfig {
         if let Some(checkpoint) = value.get_mut("checkpoint").and_then(Value::as_object_mut) {
             checkpoint.retain(|field, _| field == "mode");
         }
-        if let Some(line) = value["kernel"]["cmdline"].as_str() {
-            let line = line.replace("{index}", &index.to_string()).replace("{nodes}", &count.to_string());
-            value["kernel"]["cmdline"] = line.replace("{name}", &name).replace("{ip}", &ip.to_string()).into();
+        let line = value["kernel"]["cmdline"].as_str();
+        let is_told = line.is_some_and(|line| line.contains(cmdline::PLACE));
+        if let Some(line) = line {
+            let line = line.replace("{index}", &index.to_string()).replace("{nodes}", &hosts.len().to_string());
+            let line = line.replace("{name}", name).replace("{ip}", &ip.to_string());
+            value["kernel"]["cmdline"] = line.replace(cmdline::PLACE, &place.words()).into();
         }
         let wrong = |what: String| ConfigError::field("name", what, "give the nodes shorter names");
         let name = name.parse().map_err(wrong)?;
         let nic = nic.parse().map_err(wrong)?;
         let vm = VmConfig::from_value(value, file.parent().unwrap_or(Path::new("")))?;
         let seed = self.seed.unwrap_or(!vm.disks.is_empty());
-        Ok(Node { name, nic, mac, ip, prefix, seed, vm })
+        Ok(Node { name, nic, mac, ip: *ip, prefix, seed, is_told, vm })
     }
 }
 
@@ -273,7 +275,7 @@ mod tests {
         vm.as_object_mut().unwrap().extend(node.as_object().unwrap().clone());
         std::fs::write(dir.path().join("net.json"), net.to_string()).unwrap();
         std::fs::write(dir.path().join("node.json"), vm.to_string()).unwrap();
-        NetConfig::load(&dir.path().join("net.json"))
+        NetConfig::load(&dir.path().join("net.json"), true)
     }
 
     fn refused(more: Value, node: Value, named: &str) {
@@ -291,6 +293,23 @@ mod tests {
         assert_eq!(last.vm.nics[0].mac, Some(MacAddr(last.mac)));
         assert_eq!(last.vm.kernel.cmdline.as_deref(), Some("me=2/3 10.77.0.3"));
         assert_eq!((last.vm.checkpoint.every, &last.vm.checkpoint.dir), (None, &None));
+    }
+
+    #[test]
+    fn a_guest_is_told_its_place_where_its_command_line_says_so() {
+        let job = json!({ "job": { "on": "n-1", "command": ["a b"] } });
+        let kernel = json!({ "kernel": { "image": "k", "cmdline": "quiet {network}" } });
+        let (config, nodes) = network(job, kernel).unwrap();
+        assert_eq!(config.job.unwrap().command_on("n-1"), ["a b"]);
+        let lines = nodes.iter().map(|node| node.vm.kernel.cmdline.clone().unwrap()).collect::<Vec<_>>();
+        assert!(
+            lines[1].starts_with("quiet ckvmm.name=n-1 ckvmm.node=1 ckvmm.nodes=3 ckvmm.ip=10.77.0.2/24 "),
+            "{lines:?}"
+        );
+        assert!(lines[1].ends_with(" ckvmm.command=a%040b,") && lines[2].ends_with("n-2:10.77.0.3"), "{lines:?}");
+        refused(json!({ "job": { "on": "n-1", "command": ["a"] } }), json!({}), "job.command");
+        let long = json!({ "seed": true, "job": { "on": "n-1", "command": ["a".repeat(4000)] } });
+        refused(long, json!({ "kernel": { "image": "k", "cmdline": "{network}" } }), "kernel.cmdline");
     }
 
     #[test]

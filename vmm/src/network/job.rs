@@ -37,12 +37,17 @@ const WORDS_MAX: usize = 1024;
 pub struct Job {
     /// The node whose guest says how it ends.
     pub on: Id,
-    /// What is run there, by the node's seed; absent: its guest knows.
+    /// What is run there; absent: its guest knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
 }
 
 impl Job {
+    /// What `node` is to run; empty: nothing.
+    pub fn command_on(&self, node: &str) -> &[String] {
+        self.command.as_deref().filter(|_| *self.on == *node).unwrap_or_default()
+    }
+
     /// Looks whether these nodes can run it.
     ///
     /// # Errors
@@ -72,9 +77,9 @@ fn check_command(command: &[String], node: &Node) -> Result<(), ConfigError> {
     if let Some(c) = command.iter().flat_map(|word| word.chars()).find(|c| unfit(*c)) {
         return wrong(format!("holds {c:?}"), "leave that character away");
     }
-    if !node.seed {
+    if !node.seed && !node.is_told {
         let what = format!("nothing takes it to {}, which has no seed", node.name);
-        return wrong(what, "give \"seed\": true, or leave it away if the guest knows what to run");
+        return wrong(what, "give \"seed\": true, or write {network} into its kernel.cmdline");
     }
     Ok(())
 }

@@ -12,6 +12,7 @@
 
 pub mod changes;
 pub mod channel;
+pub mod cmdline;
 pub mod config;
 pub mod control;
 pub mod failure;

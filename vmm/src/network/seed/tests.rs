@@ -22,7 +22,7 @@ fn nodes(dir: &Path) -> Vec<Node> {
     });
     std::fs::write(dir.join("net.json"), net.to_string()).unwrap();
     std::fs::write(dir.join("node.json"), vm.to_string()).unwrap();
-    NetConfig::load(&dir.join("net.json")).unwrap().1
+    NetConfig::load(&dir.join("net.json"), true).unwrap().1
 }
 
 /// meta-data, user-data and network-config of the second of two nodes.

@@ -25,8 +25,8 @@ pub(super) fn all(nodes: &[Node], job: Option<&Job>) -> anyhow::Result<Vec<Optio
     let hosts = nodes.iter().map(|node| key(&node.name)).collect::<Result<_>>()?;
     let (keys, id) = (Keys { login, hosts }, Uuid::new_v4().to_string());
     let seed = |(index, node): (usize, &Node)| {
-        let command = job.filter(|job| job.on == node.name).and_then(|job| job.command.as_deref());
-        let files = seed::of(nodes, index, command.unwrap_or_default(), &id, &keys);
+        let command = job.map_or(&[][..], |job| job.command_on(&node.name));
+        let files = seed::of(nodes, index, command, &id, &keys);
         let made =
             || disk::image(&files).with_context(|| format!("{}: its seed has no room; give shorter names", node.name));
         node.seed.then(made).transpose()

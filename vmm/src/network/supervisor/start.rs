@@ -63,8 +63,8 @@ pub(super) struct Beginner {
 /// # Errors
 /// What it names cannot be used, a VM cannot be started.
 pub fn up(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
-    let (config, nodes) = NetConfig::load(file)?;
-    boot(file, NetConfig { job: None, ..config }, nodes, state)
+    let (config, nodes) = NetConfig::load(file, false)?;
+    boot(file, config, nodes, state)
 }
 
 /// Boots the network that `file` describes, prints what its job says, and ends it with the job.
@@ -72,7 +72,7 @@ pub fn up(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
 /// # Errors
 /// As [`up`], or there is no job.
 pub fn run(file: &Path, state: Option<PathBuf>) -> anyhow::Result<ExitStatus> {
-    let (config, nodes) = NetConfig::load(file)?;
+    let (config, nodes) = NetConfig::load(file, true)?;
     if config.job.is_none() {
         let mend = "say which node's guest runs it, or use `ckvmm network up`";
         return Err(ConfigError::field("job", "is not there", mend).in_file(file).into());
