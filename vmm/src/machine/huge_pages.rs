@@ -2,8 +2,11 @@
 //!
 //! While a forked writer has guest RAM too, each write of the guest copies a page, and the huge page around it is split.
 //! A fork copies page tables, of which 4 KiB pages have 512 times as many: without this the next pause would be several
-//! times as long. So when a writer has ended, the pages are collapsed (MADV_COLLAPSE, Linux 6.1), one after the other, at
-//! low priority: while one is, a write to it waits some hundred microseconds.
+//! times as long. So when a writer has ended, the pages are collapsed (MADV_COLLAPSE, Linux 6.1), one after the other.
+//!
+//! While one is, a vCPU that wants a page from the kernel waits, some hundred microseconds; and for as long as whatever
+//! takes the CPU from the thread that collapses. So that thread does not stand back behind others, and begins when the
+//! kernel is done with what the writer has left.
 //!
 //! Only anonymous memory is: what a restored guest has not changed yet is the image's file, shared with its clones.
 #![allow(unsafe_code)]
@@ -14,17 +17,18 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use ckvmm_devices::GuestRam;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::{
-    error::{Error, Result},
-    host::priority,
-};
+use crate::error::{Error, Result};
 
 const HUGE_PAGE: usize = 2 << 20;
+/// How long the kernel may be busy with what a writer has left: it frees page tables after a grace period of RCU, in
+/// interrupts of whichever thread is on the CPU.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// The thread that collapses, once through all of RAM. It ends early when this goes.
 #[derive(Debug)]
@@ -42,7 +46,7 @@ impl Collapser {
         let stop = Arc::new(AtomicBool::new(false));
         let (ram, stopped) = (ram.clone(), Arc::clone(&stop));
         let run = move || {
-            priority::stand_back();
+            thread::park_timeout(SETTLE);
             collapse(&ram, &stopped);
         };
         let thread = thread::Builder::new().name("huge pages".into()).spawn(run);
@@ -53,8 +57,10 @@ impl Collapser {
 impl Drop for Collapser {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
         // It panics nowhere.
-        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = thread.join();
     }
 }
 
