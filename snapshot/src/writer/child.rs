@@ -63,8 +63,8 @@ pub(super) fn fork(keep: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Chi
 
 /// The child's: to be out of everybody's way, and to end with its parent. What it cannot have it does without.
 fn settle(keep: &[RawFd], parent: u32) {
-    // SAFETY: system calls that take integers and constant strings and concern this process alone. Its descriptors are
-    // copies: closing them takes nothing from the parent.
+    // SAFETY: system calls that take integers, constant strings and a structure of integers, for which zeros are valid,
+    // and concern this process alone. Its descriptors are copies: closing them takes nothing from the parent.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         if libc::getppid() as u32 != parent {
@@ -74,9 +74,13 @@ fn settle(keep: &[RawFd], parent: u32) {
         let victim = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         libc::write(victim, c"1000".as_ptr().cast(), 4);
         libc::prctl(libc::PR_SET_NAME, c"ckvmm-writer".as_ptr());
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-        // It never takes the CPU from a vCPU when it wakes up; see sched(7), SCHED_BATCH.
-        libc::sched_setscheduler(0, libc::SCHED_BATCH, &libc::sched_param { sched_priority: 0 });
+        // It never takes the CPU from a vCPU when it wakes up; see sched(7), SCHED_BATCH. Its slice is the usual one,
+        // whatever its parent's is.
+        let mut attributes: libc::sched_attr = std::mem::zeroed();
+        attributes.size = size_of::<libc::sched_attr>() as u32;
+        attributes.sched_policy = libc::SCHED_BATCH as u32;
+        attributes.sched_nice = NICE;
+        libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
         let mut next = 0;
         for kept in keep {

@@ -33,6 +33,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::host::priority;
+
 pub use boot::BootOptions;
 pub use exit::ExitStatus;
 pub use restore::{Clock, RestoreOptions};
@@ -82,6 +84,7 @@ enum Verb {
 #[must_use]
 pub fn main() -> ExitCode {
     log_to_stderr();
+    priority::be_prompt();
     run(std::env::args_os()).into()
 }
 

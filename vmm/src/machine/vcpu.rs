@@ -25,6 +25,7 @@ use super::{
     exits::{Buses, Exit, handle},
 };
 use crate::error::{Error, Result};
+use crate::host::priority;
 
 /// The signal that takes a vCPU thread out of `KVM_RUN`.
 fn kick_signal() -> libc::c_int {
@@ -183,6 +184,7 @@ struct VcpuThread {
 
 impl VcpuThread {
     fn main(self) {
+        priority::be_usual();
         let mut stopped = false;
         while self.gate.wait(&self.fd, stopped) {
             let mut fd = lock(&self.fd);
