@@ -10,6 +10,9 @@ use std::{
 /// Between two looks at the memory of processes. A look walks their page tables.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// No mapping of a VMM's own is as large, and no guest's is smaller.
+const LARGE: u64 = 256 << 20;
+
 /// Bytes that the processes and their children have, what is shared divided among those who share it.
 pub(crate) fn proportional(pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
@@ -37,13 +40,14 @@ pub(crate) fn peak_while<T>(pid: u32, work: impl FnOnce() -> T) -> (T, u64) {
     })
 }
 
-/// Bytes that are resident in a process beside its guest's RAM, which is its largest mapping.
+/// Bytes that are resident in a process beside its guest's RAM, which is its large mappings: one below the MMIO gap and,
+/// of a guest with more RAM, one above.
 pub(crate) fn beside_guest(pid: u32) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
     let figures = |name| maps.lines().filter_map(move |line| kib(line, name));
     let resident: u64 = figures("Rss:").sum();
-    let guest = figures("Size:").zip(figures("Rss:")).max().map_or(0, |(_, resident)| resident);
-    resident - guest
+    let large = figures("Size:").zip(figures("Rss:")).filter(|(size, _)| *size >= LARGE);
+    resident - large.map(|(_, resident)| resident).sum::<u64>()
 }
 
 /// Bytes that the host can give.
