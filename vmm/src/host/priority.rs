@@ -34,14 +34,16 @@ fn nice() -> libc::c_int {
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
-/// Of the calling thread; see sched_setattr(2). If it cannot, it works all the same. Who runs under another policy, as a
-/// real-time one, is meant to.
+/// Of the calling thread; see sched_setattr(2). If it cannot, it works all the same. Who was started under another policy,
+/// a real-time one or SCHED_BATCH, is meant to keep that.
 fn set(policy: libc::c_int, nice: libc::c_int, slice: u64) {
     // SAFETY: integers, for which zeros are valid; and system calls that read them and concern this thread alone.
     unsafe {
-        if !matches!(libc::sched_getscheduler(0), libc::SCHED_OTHER | libc::SCHED_BATCH) {
-            return;
-        }
+        let policy = match libc::sched_getscheduler(0) {
+            libc::SCHED_OTHER => policy,
+            libc::SCHED_BATCH => libc::SCHED_BATCH,
+            _ => return,
+        };
         let mut attributes: libc::sched_attr = std::mem::zeroed();
         attributes.size = size_of::<libc::sched_attr>() as u32;
         attributes.sched_policy = policy as u32;
