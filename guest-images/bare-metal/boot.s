@@ -14,12 +14,14 @@
 #   0x50_0000  supervisor  page tables
 #   0xa0_0000  user        arenas
 #
-# Invariant: CPL 3 cannot read or write a page of CPL 0. Interrupts are off.
+# Invariant: CPL 3 cannot read or write a page of CPL 0. Interrupts are off, except while a CPU is halted.
 
 .set USER_DATA, 0x2b            # Linux' own selectors: one KVM runs no others at CPL 3
 .set USER_CODE, 0x33
 .set KERNEL_CODE, 0x10
 .set KERNEL_DATA, 0x18
+.set TIMER_VECTOR, 32
+.set VECTORS, 33
 .set TASK, 0x40
 .set SECOND_TASK, 0x50
 
@@ -171,7 +173,7 @@ both:
     mov ecx, TASK
     call load_task
 
-    mov edi, offset idt         # an interrupt gate for each exception
+    mov edi, offset idt         # an interrupt gate for each exception, and for the timer
     mov eax, offset stubs
 2:  mov [rdi], ax
     mov word ptr [rdi + 2], KERNEL_CODE
@@ -212,6 +214,8 @@ stubs:                          # 16 bytes each; those without an error code pus
     .balign 16
     .set vector, vector + 1
     .endr
+    jmp woken                   # TIMER_VECTOR
+    .balign 16
 stubs_end:
 
 # `ud2` is the call gate, for not every KVM delivers `syscall` and `int`; and I/O goes through it, for not every KVM
@@ -228,6 +232,8 @@ undefined:
     je start_second             # second.s
     cmp eax, CALL + 5
     je 6f
+    cmp eax, CALL + 6
+    je halt                     # apic.s
     cmp eax, CALL
     je 4f
     push 0                      # somebody's own ud2
@@ -286,7 +292,7 @@ gdt_pointer:
     .short gdt_end - gdt - 1
     .quad gdt
 idt_pointer:
-    .short 32 * 16 - 1
+    .short VECTORS * 16 - 1
     .quad idt
 no_idt:
     .short 0
@@ -300,7 +306,7 @@ tss:
 tss_end:
     .balign 16
 idt:
-    .zero 32 * 16
+    .zero VECTORS * 16
 kernel_stack:
     .zero 4096
 kernel_stack_top:

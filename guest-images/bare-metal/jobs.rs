@@ -1,6 +1,6 @@
 //! The jobs that never end.
 
-use crate::machine::{Boot, Serial, number, parameter, tsc};
+use crate::machine::{Boot, Serial, halt, number, parameter, tsc};
 use crate::model::{ARENA_LOWEST, CELL, GAP_CLASSES, HEADER_ADDRESS, Header, Job, MAGIC, VERSION, Writes};
 use crate::{clock, fail, power_off, ram_mib, second};
 
@@ -23,6 +23,7 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     };
     let (seed, mib) = (get("seed", 1), get("mib", 16));
     let (period, poll) = (get("period", 0), get("poll", TICKS_A_POLL));
+    let Ok(rest) = u32::try_from(get("rest", 0)) else { fail(format_args!("rest= is more than four seconds")) };
     let burst = get("burst", if period == 0 { STEPS_A_LOOK } else { 1 });
     let (bytes, hot) = match job {
         Job::Write | Job::Sweep => (mib << 20, get("hot", mib) << 20),
@@ -76,6 +77,9 @@ pub fn memory(name: &str, boot: &Boot) -> ! {
     }
     loop {
         account.look();
+        if rest > 0 {
+            halt(rest);
+        }
     }
 }
 

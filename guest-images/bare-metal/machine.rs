@@ -27,6 +27,7 @@ enum Call {
     TripleFault = 0x636b_0003,
     StartSecond = 0x636b_0004,
     SetKvmclock = 0x636b_0005,
+    Halt = 0x636b_0006,
 }
 
 fn call(service: Call, place: u32, value: u8) -> u8 {
@@ -63,6 +64,11 @@ pub fn start_second_cpu() {
 /// Tells KVM where its clock's page is (address, and bit 0: it is to be filled in).
 pub fn set_kvmclock(page: u32) {
     call(Call::SetKvmclock, page, 0);
+}
+
+/// Halts this CPU for so many ns.
+pub fn halt(ns: u32) {
+    call(Call::Halt, ns, 0);
 }
 
 pub fn tsc() -> u64 {

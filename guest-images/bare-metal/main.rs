@@ -22,6 +22,7 @@
 //!         window=N               numbered frames to a node that may be under way; by default 64, or what has a place in
 //!                                the receive queue of a node to which all others send so many
 //! job=time                       looks at the TSC only
+//!           rest=N               job=pagefill too: halts N ns between two looks; 0 (default): never
 //! job=echo                       sends back what comes in on the serial line
 //! job=registers                  fills the CPU's registers and looks for ever whether they are still the same
 //! job=reboot via=i8042|acpi      restarts the machine
@@ -79,7 +80,7 @@ mod virtio;
 
 use machine::{Boot, Serial, parameter, port, triple_fault, tsc, visit_cpl_0, write_port};
 
-core::arch::global_asm!(concat!(include_str!("boot.s"), include_str!("cpu.s"), include_str!("second.s")));
+core::arch::global_asm!(concat!(include_str!("boot.s"), include_str!("cpu.s"), include_str!("apic.s"), include_str!("second.s")));
 
 /// Where boot.s goes to, at CPL 3.
 ///
@@ -158,7 +159,7 @@ fn panicked() -> ! {
     rest()
 }
 
-/// CPL 3 cannot halt.
+/// CPL 3 cannot halt, and nothing is to wake this CPU.
 fn rest() -> ! {
     loop {
         core::hint::spin_loop();

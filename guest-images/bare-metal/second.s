@@ -3,9 +3,6 @@
 .set TRAMPOLINE, 0x8000         # a page that the VMM left nothing in, or nothing that is still read
 .set TRAMPOLINE_GDT, 0x8008
 .set TRAMPOLINE_BYTES, 128
-.set APIC_BASE, 0x1b
-.set X2APIC_ENABLED, 0xc00
-.set ICR, 0x830                 # the x2APIC's interrupt command register: the destination is its upper half
 .set SEND_INIT, 0x4500
 .set SEND_STARTUP, 0x4600 + (TRAMPOLINE >> 12)
 

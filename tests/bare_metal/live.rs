@@ -75,6 +75,28 @@ fn a_guest_that_is_restored_paused_does_nothing_until_it_is_resumed() {
     }
 }
 
+#[test]
+fn a_guest_that_is_checkpointed_halted_is_woken_by_its_timer() {
+    /// The guest halts for half a second at a time: far more TSC ticks than so many.
+    const HALTED: u64 = 100_000_000;
+    if guest::skipped() {
+        return;
+    }
+    let job = "job=time rest=500000000 poll=0";
+    for protocol in PROTOCOLS {
+        let home = Home::in_memory();
+        let mut vm = home.boot(&guest::config(protocol, "32MiB", job));
+        guest::steps(&mut vm);
+        let image = bare_metal::checkpoint(&vm);
+        guest::steps(&mut vm);
+        vm.kill9();
+        let mut vm = guest::restore(&home, &image, &[]);
+        guest::steps(&mut vm);
+        let header = picture::header(&picture::open(&bare_metal::checkpoint(&vm)));
+        assert!(header.longest_gap > HALTED, "{protocol}: it is not halted");
+    }
+}
+
 /// All of RAM but the VM generation ID, which a restored guest has a new one of.
 fn same_memory(a: &std::path::Path, b: &std::path::Path) {
     const GENERATION_ID: std::ops::Range<usize> = 0xf_f000..0xf_f010;
