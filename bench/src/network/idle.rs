@@ -15,6 +15,8 @@ use crate::{
 /// RAM of each guest, and what of it holds data, in MiB.
 const MEMORY: u64 = 1024;
 const TOUCHED: u64 = 64;
+/// For how long a guest halts, in ns, before it looks at the clock and its console again.
+const REST: u64 = 5_000_000;
 const ROUNDS: usize = 5;
 
 /// Seconds.
@@ -29,12 +31,10 @@ pub(crate) struct Idle {
 pub(crate) fn measure(quick: bool, scratch: &mut Scratch) -> Idle {
     let guests = if quick { 4 } else { 12 };
     heading(
-        &format!(
-            "{guests} guests of {MEMORY} MiB, {TOUCHED} MiB in use, that only look at the clock; from the request"
-        ),
+        &format!("{guests} guests of {MEMORY} MiB, {TOUCHED} MiB in use, mostly halted; from the request"),
         &["which", "longest pause ms", "all run again after ms", "durable ms", "restart ms"],
     );
-    let line = format!("job=pagefill mib={TOUCHED} poll=2097152");
+    let line = format!("job=pagefill mib={TOUCHED} poll=2097152 rest={REST}");
     let mut net = Net::up(guests, MEMORY, &line, scratch);
     net.done(TOUCHED << 17);
     let (mut cuts, mut restarts) = (Vec::new(), Vec::new());

@@ -1,7 +1,8 @@
 //! What checkpoints of a network cost: `make bench-network`.
 //!
-//! Guests are our own, and none ever idles: where there are more of them than the machine has CPUs, all that happens waits
-//! for one. So beside a pause stands what of it the VMM was at work, which need not depend on how many others there are.
+//! Guests are our own, and those that exchange frames never idle: where there are more of them than the machine has CPUs,
+//! all that happens waits for one. So beside a pause stands what of it the VMM was at work, which need not depend on how
+//! many others there are.
 
 mod cut;
 mod idle;

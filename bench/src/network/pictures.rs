@@ -6,7 +6,7 @@ use super::{
     Figures,
     cut::{Cut, of_cuts, of_vms},
     pauses::Pauses,
-    traffic::{BEFORE, BIN},
+    traffic::{BEFORE, BIN, Traffic},
 };
 use crate::plot::{Drawn, Lines};
 
@@ -16,6 +16,8 @@ pub(super) fn draw(figures: &Figures, dir: &Path) {
     let drawn = [
         by_guests(&figures.pauses, &dir.join("network-pauses.svg")),
         throughput(figures, &dir.join("network-throughput.svg")),
+        held(&figures.traffic, &dir.join("network-held.svg")),
+        logs(&figures.traffic, &dir.join("network-logs.svg")),
     ];
     drawn.into_iter().for_each(|drawn| drawn.unwrap_or_else(|error| panic!("{}: {error}", dir.display())));
 }
@@ -46,4 +48,28 @@ fn throughput(figures: &Figures, file: &Path) -> Drawn {
     let lines = lines.collect();
     let below = "ms after a checkpoint was asked for";
     Lines { title: "Frames that all guests send, in 10 ms", below, unit: "frames", lines }.draw(file)
+}
+
+fn held(traffic: &[Traffic], file: &Path) -> Drawn {
+    let lines = vec![
+        line(traffic, "the longest of all cuts", |cuts| cuts.iter().map(|cut| cut.apart).fold(0.0, f64::max) * 1e3),
+        line(traffic, "median", |cuts| of_cuts(cuts, |cut| cut.apart) * 1e3),
+    ];
+    let title = "For how long a frame can be held, at full load";
+    Lines { title, below: "guests that send", unit: "ms", lines }.draw(file)
+}
+
+fn logs(traffic: &[Traffic], file: &Path) -> Drawn {
+    let kib = |cut: &Cut| cut.log_bytes as f64 / 1024.0;
+    let lines = vec![
+        line(traffic, "the most of all cuts", |cuts| cuts.iter().map(kib).fold(0.0, f64::max)),
+        line(traffic, "median", |cuts| of_cuts(cuts, kib)),
+    ];
+    let title = "Logs of frames under way, of all guests, at full load";
+    Lines { title, below: "guests that send", unit: "KiB", lines }.draw(file)
+}
+
+/// A figure of each number of guests.
+fn line(traffic: &[Traffic], name: &str, figure: impl Fn(&[Cut]) -> f64) -> (String, Vec<(f64, f64)>) {
+    (name.to_owned(), traffic.iter().map(|traffic| (traffic.guests as f64, figure(&traffic.cuts))).collect())
 }

@@ -55,7 +55,7 @@ pub(crate) fn measure(quick: bool, scratch: &mut Scratch) -> Vec<Traffic> {
             "durable ms",
         ],
     );
-    let counts: &[usize] = if quick { &[2, 4] } else { &[2, 4, 8] };
+    let counts: &[usize] = if quick { &[2, 4] } else { &[2, 4, 6, 8, 10, 12] };
     counts.iter().map(|&guests| measure_one(guests, scratch)).collect()
 }
 
