@@ -237,6 +237,10 @@ impl<S: Clone> Coordinator<S> {
             Some(member) if *member == Member::On => *member = Member::Lost,
             _ => return,
         }
+        if let Phase::Starting(ready, _) = &mut self.phase {
+            ready[node.index()] = true;
+            self.go_if_all_are_ready(outputs);
+        }
         self.fail(Reason::Lost(node), outputs);
     }
 

@@ -82,6 +82,16 @@ fn with_a_member_lost_nothing_is_committed_and_nothing_begun() {
 }
 
 #[test]
+fn a_member_that_is_lost_before_it_is_ready_is_not_waited_for() {
+    let mut outputs = Vec::new();
+    let mut coordinator = Coordinator::<u32>::succeed(vec![Member::On, Member::On], Some((ONE, None)), &mut outputs);
+    assert_eq!(outputs, []);
+    assert_eq!(tell(&mut coordinator, Input::Ready(Node(1))), []);
+    let abort = Output::Decide(ONE, Verdict::Abort(Reason::Orphaned));
+    assert_eq!(tell(&mut coordinator, Input::Lost(Node(0))), [to_all(&[1], ToMember::Go), vec![abort]].concat());
+}
+
+#[test]
 fn a_member_that_was_off_before_its_cut_is_not_missed() {
     let mut coordinator = collecting();
     tell(&mut coordinator, Input::Prepared(Node(0), ONE, 10));
