@@ -76,6 +76,11 @@ fn another_supervisor_takes_over_what_the_first_has_left() {
     network.meet(3);
     network.goes_on();
     network.checkpoint();
+    network.supervisor.signal(Signal::SIGKILL);
+    network.goes_on();
+    network.supervisor = Ckvmm::start(home.path(), adopt);
+    network.supervisor.messages.expect("c: 3 VMs taken over", LIMIT);
+    assert_eq!(network.status()["restores"], 1, "who takes over goes on counting");
     network.ends_whole();
     network.kill9();
     let nobody = home.run(adopt);

@@ -1,7 +1,7 @@
 //! What a network does when one of its VMs is gone without a word.
 //!
 //! Invariants: pure. A guest that powers off is no failure, and never comes here. A network goes back by itself at most
-//! `max_restores` times in its supervisor's life, so that a checkpoint that kills its VMs ends it.
+//! `max_restores` times, whoever supervises it, so that a checkpoint that kills its VMs ends it.
 
 use std::path::{Path, PathBuf};
 
@@ -44,9 +44,9 @@ pub fn default_max_restores() -> u32 {
 }
 
 impl Failures {
-    /// As `net.json` says.
-    pub fn new(on_failure: OnFailure, max_restores: u32) -> Self {
-        Failures { on_failure, max_restores, restores: 0 }
+    /// As `net.json` says, of a network that has gone back `restores` times.
+    pub fn new(on_failure: OnFailure, max_restores: u32, restores: u32) -> Self {
+        Failures { on_failure, max_restores, restores }
     }
 
     /// How often the network has gone back by itself.
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn a_network_goes_back_as_often_as_it_may() {
         let last = Some(Path::new("/store/000002"));
-        let mut failures = Failures::new(OnFailure::Restore, 2);
+        let mut failures = Failures::new(OnFailure::Restore, 2, 0);
         assert!(matches!(failures.another(None), Remedy::End(line) if line.contains("no checkpoint")));
         for restores in 1..=2 {
             assert_eq!(failures.another(last), Remedy::GoBack("/store/000002".into()));
@@ -92,6 +92,7 @@ mod tests {
         }
         let Remedy::End(line) = failures.another(last) else { panic!("it goes back for ever") };
         assert!(line.contains("2 times") && line.ends_with("`ckvmm network restore /store/000002`"), "{line}");
-        assert_eq!(Failures::new(OnFailure::RunOn, 9).another(last), Remedy::RunOn);
+        assert!(matches!(Failures::new(OnFailure::Restore, 2, 2).another(last), Remedy::End(_)));
+        assert_eq!(Failures::new(OnFailure::RunOn, 9, 0).another(last), Remedy::RunOn);
     }
 }

@@ -28,6 +28,7 @@ use crate::host::signals::Signals;
 use crate::host::terminal::say;
 use crate::network::channel::Channel;
 use crate::network::control;
+use crate::network::failure::Failures;
 use crate::network::member::LEFT;
 use crate::network::store::NetStore;
 
@@ -39,6 +40,8 @@ struct Record {
     terms: Terms,
     lineage: Uuid,
     incarnation: u64,
+    /// How often it has gone back by itself.
+    restores: u32,
     store: PathBuf,
     /// The number of the checkpoint before the first cut.
     before: u64,
@@ -72,7 +75,9 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     let record: Record = serde_json::from_slice(&fs::read(&path).with_context(none)?).with_context(none)?;
     let (state, _lock) = open_state(state)?;
     let (store, newest) = NetStore::take_over(&record.store, record.before)?;
+    let failures = Failures::new(record.terms.on_failure, record.terms.max_restores, record.restores);
     let mut supervisor = Supervisor::new(record.terms, store, state, signals);
+    supervisor.failures = failures;
     (supervisor.lineage, supervisor.incarnation) = (record.lineage, record.incarnation);
     supervisor.last = supervisor.store.newest_committed().or(record.from);
     let mut members = Vec::new();
@@ -119,6 +124,7 @@ impl Supervisor {
             terms: self.terms.clone(),
             lineage: self.lineage,
             incarnation: self.incarnation,
+            restores: self.failures.restores(),
             store: self.store.path().into(),
             before: self.store.before(),
             from: self.last.clone(),

@@ -188,7 +188,7 @@ impl Supervisor {
         // A supervisor that has ended needs no signals.
         signals.deliver(move |asked: Asked| drop(told.send(Event::Signal(asked))));
         Supervisor {
-            failures: Failures::new(terms.on_failure, terms.max_restores),
+            failures: Failures::new(terms.on_failure, terms.max_restores, 0),
             terms,
             lineage: Uuid::new_v4(),
             incarnation: 0,
