@@ -234,7 +234,8 @@ fn a_cut_in_which_nothing_moves_is_aborted_after_five_minutes() {
     network.members[1].signal(Signal::SIGSTOP);
     let begun = Instant::now();
     network.supervisor.signal(Signal::SIGUSR1);
-    let line = network.supervisor.messages.expect("checkpoint: ", Duration::from_secs(400));
+    network.supervisor.messages.expect("n-1: no answer", Duration::from_secs(400));
+    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
     // The others wait for its markers.
     is_error(&line, &["no answer in time from node 0 1 2", "; the network goes on"]);
     assert!(begun.elapsed() > Duration::from_secs(290), "{:?}", begun.elapsed());

@@ -10,6 +10,7 @@ use ckvmm_net::coordinator::Input;
 use ckvmm_net::{Colour, Node};
 
 use super::{Heard, Supervisor};
+use crate::host::terminal::say;
 use crate::network::message::{FromMember, SoFar, ToMember};
 
 /// How often members are asked.
@@ -59,6 +60,12 @@ impl Deadline {
         Ok(members.filter_map(ask).collect())
     }
 
+    /// Who has not answered since it was asked last.
+    fn silent(&self) -> impl Iterator<Item = Node> {
+        let members = self.members.iter().zip(0..);
+        members.filter(|(seen, _)| seen.is_asked).map(|(_, node)| Node(node))
+    }
+
     /// A member has said something: it has moved, unless it is as far as before.
     pub(super) fn heard(&mut self, node: Node, heard: &Heard) {
         let Some(seen) = self.members.get_mut(node.index()) else { return };
@@ -86,7 +93,13 @@ impl Supervisor {
             None => {}
             Some(Ok(nodes)) => nodes.into_iter().for_each(|node| self.tell(node, &ToMember::HowFar, &[])),
             Some(Err(cut)) => {
-                self.deadline = None;
+                let deadline = self.deadline.take();
+                let silent: Vec<Node> = deadline.iter().flat_map(Deadline::silent).collect();
+                let names = self.seats.iter().zip(0..).filter(|(_, node)| silent.contains(&Node(*node)));
+                let names: Vec<&str> = names.map(|(seat, _)| &*seat.name).collect();
+                if !names.is_empty() {
+                    say(&format!("{}: no answer; see whether it is stopped", names.join(", ")));
+                }
                 self.feed(Input::Deadline(cut));
             }
         }
@@ -133,6 +146,7 @@ mod tests {
         assert_eq!(deadline.next_look(), now + LOOK_EVERY);
         assert_eq!(deadline.look(now), Ok(vec![Node(0), Node(1)]));
         deadline.heard(Node(1), &Heard::Said(FromMember::SoFar(None)));
+        assert_eq!(deadline.silent().collect::<Vec<_>>(), [Node(0)]);
         assert_eq!(deadline.look(now), Ok(vec![Node(1)]));
         deadline.heard(Node(0), &at(3));
         assert_eq!(deadline.so_far(Node(0)).map(|so_far| so_far.done_bytes), Some(3));
