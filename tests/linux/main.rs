@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod clones;
+mod cluster;
 mod fifty;
 mod generations;
 mod life;
@@ -12,4 +13,5 @@ mod matrix;
 mod network;
 mod preemption;
 mod survival;
+mod traffic;
 mod vm;
