@@ -1,6 +1,11 @@
 //! The VM as KVM has it: memory slots, interrupt controllers, vCPUs.
 #![allow(unsafe_code)]
 
+use std::{
+    panic::resume_unwind,
+    thread::{self, JoinHandle},
+};
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -55,11 +60,52 @@ pub fn open() -> Result<Kvm> {
     }
 }
 
-/// Creates a VM with `ram` and `vcpus` vCPUs.
-///
-/// # Errors
-/// If KVM does not allow so many vCPUs, or a call fails.
-pub fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
+/// What KVM has of a machine. Fields are dropped in their order: RAM last.
+pub struct Hardware {
+    pub(super) vcpus: Vec<VcpuFd>,
+    pub(super) vm: VmFd,
+    pub(super) kvm: Kvm,
+    /// Asked for once: on a host that is a guest itself each answer takes milliseconds.
+    pub(super) supported: CpuId,
+    pub(super) ram: Ram,
+}
+
+/// A [`Hardware`] that is being made.
+pub struct Making(JoinHandle<Result<Hardware>>);
+
+impl Hardware {
+    /// A VM with `ram` and `vcpus` vCPUs.
+    ///
+    /// # Errors
+    /// If `/dev/kvm` cannot be had, KVM does not allow so many vCPUs, or a call fails.
+    pub fn make(ram: Ram, vcpus: u32) -> Result<Hardware> {
+        let kvm = open()?;
+        let (vm, vcpus) = create(&kvm, &ram, vcpus)?;
+        let supported = supported_cpuid(&kvm)?;
+        Ok(Hardware { vcpus, vm, kvm, supported, ram })
+    }
+
+    /// The same beside what the caller does meanwhile: most of its time KVM waits for the host's other CPUs.
+    ///
+    /// # Errors
+    /// If the host has no thread for it.
+    pub fn begin(ram: Ram, vcpus: u32) -> Result<Making> {
+        let thread = thread::Builder::new().name("kvm".into());
+        thread.spawn(move || Hardware::make(ram, vcpus)).map(Making).map_err(Error::os("starting a thread for KVM"))
+    }
+}
+
+impl Making {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// As of [`Hardware::make`].
+    pub fn finish(self) -> Result<Hardware> {
+        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
     let most = kvm.get_max_vcpus();
     if vcpus as usize > most {
         let what = format!("{vcpus} are more than the {most} that this host's KVM allows");
@@ -80,10 +126,7 @@ pub fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
 }
 
 /// The CPUID that this host's KVM supports.
-///
-/// # Errors
-/// If KVM cannot be asked.
-pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("reading the supported CPUID"))
 }
 

@@ -27,6 +27,7 @@ use self::{
     events::Notify,
     huge_pages::Collapser,
     io_thread::IoThread,
+    kvm::Hardware,
     ram::Ram,
     vcpu::Vcpus,
 };
@@ -51,7 +52,7 @@ pub struct Machine {
     contexts: Vec<VcpuContext>,
     vm: VmFd,
     kvm: Kvm,
-    /// What KVM supports. Asked for once: on a host that is a guest itself each answer takes milliseconds.
+    /// What KVM supports.
     supported: CpuId,
     ram: Ram,
     tsc_khz: u32,
@@ -61,15 +62,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine around `ram`. It has its processors' features, and nothing in its registers yet.
+    /// Builds a machine around what KVM has of it. It has its processors' features, and nothing in its registers yet.
     ///
     /// # Errors
     /// If KVM lacks something, or a device cannot use its backend.
-    pub fn build(vcpus: u32, ram: Ram, backends: Backends, notify: &Notify) -> Result<Machine> {
-        let kvm = kvm::open()?;
-        let (vm, fds) = kvm::create(&kvm, &ram, vcpus)?;
+    pub fn build(hardware: Hardware, backends: Backends, notify: &Notify) -> Result<Machine> {
+        let Hardware { vcpus: fds, vm, kvm, supported, ram } = hardware;
+        let vcpus = fds.len() as u32;
         let Assembled { board, buses, subscribers } = Board::assemble(&vm, ram.memory(), backends, notify)?;
-        let supported = kvm::supported_cpuid(&kvm)?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let contexts = fds
             .iter()

@@ -28,7 +28,8 @@ fn has_kvm() -> bool {
 fn machine(vcpus: u32, ram: u64) -> Machine {
     let console = Console::open(&config::Serial::None, None).unwrap();
     let backends = Backends { disks: vec![], nics: vec![], console, leave: Box::new(|| {}) };
-    Machine::build(vcpus, Ram::zeroed(ram).unwrap(), backends, &Notify::new(|_| {})).unwrap()
+    let hardware = Hardware::make(Ram::zeroed(ram).unwrap(), vcpus).unwrap();
+    Machine::build(hardware, backends, &Notify::new(|_| {})).unwrap()
 }
 
 /// A machine that is about to run [`CLOCK_READER`].

@@ -37,6 +37,7 @@ use crate::{
         Machine,
         board::{Backends, Board, NicBackend, NicLink},
         events::{MachineEvent, Notify},
+        kvm::Hardware,
         ram::Ram,
     },
     network::member::{self, Member},
@@ -149,18 +150,18 @@ impl Session {
 
     /// A machine with a kernel loaded, at the kernel's entry.
     pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
-        let mut machine = self.build_machine(ram)?;
+        let mut machine = self.build_machine(Hardware::make(ram, self.config.vcpus)?)?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
     }
 
-    /// The machine of the configuration around `ram`.
-    pub(super) fn build_machine(&self, ram: Ram) -> Result<Machine> {
+    /// The machine of the configuration.
+    pub(super) fn build_machine(&self, hardware: Hardware) -> Result<Machine> {
         let number = self.machine.fetch_add(1, Ordering::Relaxed) + 1;
         let sender = self.sender.clone();
         // A main loop that has ended needs no events.
         let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
-        Machine::build(self.config.vcpus, ram, self.backends()?, &notify)
+        Machine::build(hardware, self.backends()?, &notify)
     }
 
     fn backends(&self) -> Result<Backends> {
