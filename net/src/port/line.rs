@@ -96,7 +96,8 @@ impl Line {
     fn read(&mut self, buffer: &mut [u8]) -> Came {
         while self.readable {
             match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EINTR) => {}
+                // ECONNRESET: the other end was closed, and there was something for it. What it has sent is still to come.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::EAGAIN) => self.readable = false,
                 Err(errno) => return Came::Broken(errno),
                 Ok(0) => return Came::End,

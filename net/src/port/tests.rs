@@ -177,6 +177,8 @@ fn a_guest_that_leaves_is_missed_by_nobody() {
     let mut vms = network(&[1, 1]);
     let left = vms.remove(0);
     left.port.write(&frame(1, 1, 100)).unwrap();
+    // It will not read this.
+    vms[0].port.write(&frame(0, 9, 100)).unwrap();
     left.port.leave(Duration::from_secs(5));
     drop(left);
     vms[0].port.turn();
