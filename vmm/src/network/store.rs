@@ -11,7 +11,7 @@
 //! number is not used again. What is not committed is swept by the next supervisor, which holds the lock.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ use crate::host::{self, terminal::say};
 
 const LOCK: &str = ".network.lock";
 /// A number is read from a file: no more of it than this.
-const NUMBER_BYTES_MAX: u64 = 20;
+const NUMBER_BYTES_MAX: usize = 20;
 
 /// A store that this process has for itself.
 #[derive(Debug)]
@@ -69,10 +69,8 @@ impl NetStore {
     pub fn take_over(path: &Path, before: u64) -> Result<(NetStore, Option<Newest>)> {
         let store = NetStore { path: path.into(), before, lock: lock(&path.join(LOCK))? };
         let failed = |source| io_error(path, "cannot be read; mend the file system", source);
-        let mut noted = String::new();
-        (&store.lock).take(NUMBER_BYTES_MAX).read_to_string(&mut noted).map_err(failed)?;
         let there = numbers(path).map_err(failed)?.last().copied();
-        let newest = noted.trim().parse().ok().max(there).filter(|newest| *newest > before);
+        let newest = store.noted().map_err(failed)?.max(there).filter(|newest| *newest > before);
         let newest = newest.map(|newest: u64| {
             let dir = path.join(format!("{newest:06}"));
             let decision = match fs::read(dir.join(NAME)) {
@@ -101,12 +99,23 @@ impl NetStore {
     /// The directory cannot be read.
     pub fn begin_life(&mut self) -> io::Result<()> {
         let numbers = numbers(&self.path)?;
+        // A cut's directory is made before its number is noted.
+        let last_cut = self.noted()?.map_or(0, |newest| newest + 1);
         for number in &numbers {
             let dir = self.path.join(format!("{number:06}"));
-            if !is_committed(&dir)
-                && let Err(error) = remove(&dir)
-            {
-                say(&format!("{}: no checkpoint, and cannot be removed: {error}", dir.display()));
+            match fs::read(dir.join(NAME)).map(|bytes| decision(&bytes)) {
+                Ok(Decision::Commit) => {}
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    say(&format!("{}: left as it is, since its manifest cannot be read: {error}", dir.display()));
+                }
+                Err(_) if *number > last_cut => {
+                    say(&format!("{}: left as it is, since it is of no cut; use another directory", dir.display()));
+                }
+                Ok(Decision::Abort) | Err(_) => {
+                    if let Err(error) = remove(&dir) {
+                        say(&format!("{}: no checkpoint, and cannot be removed: {error}", dir.display()));
+                    }
+                }
             }
         }
         if let Err(error) = Store::new(&self.path).sweep_staging() {
@@ -114,6 +123,13 @@ impl NetStore {
         }
         self.before = numbers.last().copied().unwrap_or(0);
         Ok(())
+    }
+
+    /// The number of the newest cut that was ever intended here.
+    fn noted(&self) -> io::Result<Option<u64>> {
+        let mut noted = [0; NUMBER_BYTES_MAX];
+        let bytes = self.lock.read_at(&mut noted, 0)?;
+        Ok(str::from_utf8(&noted[..bytes]).ok().and_then(|text| text.trim().parse().ok()))
     }
 
     /// Where it is.
