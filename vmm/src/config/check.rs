@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::error::{ConfigError, shown};
 use super::fields::expected;
-use super::spec::{DiskFormat, DiskMode, NicConfig, Serial, Uplink, VmConfig};
+use super::spec::{CheckpointConfig, DiskFormat, DiskMode, NicConfig, Serial, Uplink, VmConfig};
 use super::units::Bytes;
 
 /// The only version of `vm.json` so far.
@@ -44,7 +44,7 @@ fn wrong(field: &str, pattern: &str, what: impl Into<String>) -> ConfigError {
 }
 
 /// Refuses another version before its fields are looked at.
-pub(super) fn version(version: Option<&Value>) -> Checked {
+pub(crate) fn version(version: Option<&Value>) -> Checked {
     match version {
         Some(Value::Number(n)) if n.as_u64() != Some(VERSION) => {
             let what = format!("{n} is not a version that this ckvmm reads");
@@ -105,7 +105,7 @@ pub(super) fn check(config: &VmConfig) -> Checked {
     if config.stop_timeout > LONGEST {
         return Err(wrong("stop_timeout", "stop_timeout", "longer than a day"));
     }
-    checkpoint(config)
+    checkpoint(&config.checkpoint)
 }
 
 /// Checks of paths after they became absolute.
@@ -211,17 +211,18 @@ fn is_forward(text: &str) -> bool {
     text.split_once(':').is_some_and(|(host, guest)| port(host) && port(guest))
 }
 
-fn checkpoint(config: &VmConfig) -> Checked {
-    if let Some(dir) = &config.checkpoint.dir {
+/// Where checkpoints go and when they are made, of a VM or a network.
+pub(crate) fn checkpoint(checkpoint: &CheckpointConfig) -> Checked {
+    if let Some(dir) = &checkpoint.dir {
         path("checkpoint.dir", "checkpoint.dir", dir)?;
     }
-    if config.checkpoint.every.is_some_and(|every| !(EVERY_MIN..=LONGEST).contains(&every)) {
+    if checkpoint.every.is_some_and(|every| !(EVERY_MIN..=LONGEST).contains(&every)) {
         return Err(wrong("checkpoint.every", "checkpoint.every", "out of range"));
     }
-    if config.checkpoint.stop_deadline > LONGEST {
+    if checkpoint.stop_deadline > LONGEST {
         return Err(wrong("checkpoint.stop_deadline", "checkpoint.stop_deadline", "longer than a day"));
     }
-    if config.checkpoint.keep == Some(0) {
+    if checkpoint.keep == Some(0) {
         return Err(wrong("checkpoint.keep", "checkpoint.keep", "0 does not fit"));
     }
     Ok(())

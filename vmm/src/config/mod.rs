@@ -21,7 +21,7 @@
 //! - `from_value(to_value(c)) == c`;
 //! - each field is described once, in `fields.rs`: the mend in an error comes from there.
 
-mod check;
+pub(crate) mod check;
 mod error;
 mod fields;
 mod files;

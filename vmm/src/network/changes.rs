@@ -8,7 +8,7 @@
 use serde_json::json;
 
 use super::manifest::Manifest;
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, VmConfig, check};
 
 /// Changes in `manifest` what is of the network; returns what is of each node, in their order.
 ///
@@ -33,6 +33,7 @@ pub fn apply(set: &[String], manifest: &mut Manifest) -> Result<Vec<Vec<String>>
         let field = format!("checkpoint.{}", error.path());
         ConfigError::field(field, error.inner().to_string(), "docs/network.md has an example")
     })?;
+    check::checkpoint(&manifest.checkpoint)?;
     Ok(of_nodes)
 }
 
@@ -71,6 +72,7 @@ mod tests {
             ("n-2.name=x", "--set n-2.name=x: no such node; begin with one of n-0, n-1"),
             ("vcpus=1", "--set vcpus=1"),
             ("checkpoint.keep=few", "checkpoint.keep"),
+            ("checkpoint.keep=0", "checkpoint.keep"),
             ("checkpoint.colour=1", "colour"),
             ("checkpoint.dir", "has no ="),
         ] {

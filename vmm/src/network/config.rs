@@ -30,12 +30,12 @@ use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
 use super::seed;
 use crate::api::socket::default_dir;
+use crate::config::check;
 use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
 
 /// Most nodes: each has a link to each other.
 const NODES_MAX: usize = 64;
 const _: () = assert!(NODES_MAX <= DESCRIPTORS_MAX);
-const VERSION: u32 = 1;
 
 /// A network, as `net.json` describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,22 +111,28 @@ impl NetConfig {
         let no_path = |error| ConfigError::file(path, format!("has no directory: {error}"), "give another path");
         let path = &std::path::absolute(path).map_err(no_path)?;
         let base = path.parent().unwrap_or(Path::new("/"));
-        let mut config = NetConfig::from_value(&value, base).map_err(|error| error.in_file(path))?;
+        let mut config = NetConfig::from_value(value, base).map_err(|error| error.in_file(path))?;
         let job = if to_run { config.job.clone() } else { config.job.take() };
         let nodes = config.all_nodes(path, base)?;
         job.iter().try_for_each(|job| job.check(&nodes)).map_err(|error| error.in_file(path))?;
         Ok((config, nodes))
     }
 
-    fn from_value(value: &Value, base: &Path) -> Result<NetConfig, ConfigError> {
-        let mut config: NetConfig = serde_path_to_error::deserialize(value).map_err(|error| {
+    fn from_value(mut value: Value, base: &Path) -> Result<NetConfig, ConfigError> {
+        if let Some(object) = value.as_object_mut() {
+            object.remove("$schema");
+            // Before all else: the fields of another version are not ours to judge.
+            check::version(object.get("version"))?;
+        }
+        if let Some(field) = ["mode", "stop_deadline"].iter().find(|field| !value["checkpoint"][field].is_null()) {
+            let mend = "give it in the nodes' vm.json";
+            return Err(ConfigError::field(format!("checkpoint.{field}"), "a matter of each node", mend));
+        }
+        let mut config: NetConfig = serde_path_to_error::deserialize(&value).map_err(|error| {
             let field = error.path().to_string();
             ConfigError::field(field, error.inner().to_string(), "docs/network.md has an example")
         })?;
-        if config.version != VERSION {
-            let what = format!("{} is not a version that this ckvmm reads", config.version);
-            return Err(ConfigError::field("version", what, "give 1, or use a newer ckvmm"));
-        }
+        check::checkpoint(&config.checkpoint)?;
         if let Some(dir) = &mut config.checkpoint.dir {
             *dir = base.join(&*dir);
         }
@@ -316,6 +322,12 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         refused(json!({ "version": 2 }), json!({}), "version");
         refused(json!({ "colour": 1 }), json!({}), "colour");
+        refused(json!({ "version": 2, "colour": 1 }), json!({}), "version");
+        refused(json!({ "checkpoint": { "dir": "" } }), json!({}), "checkpoint.dir");
+        refused(json!({ "checkpoint": { "keep": 0 } }), json!({}), "checkpoint.keep");
+        refused(json!({ "checkpoint": { "every": "0s" } }), json!({}), "checkpoint.every");
+        refused(json!({ "checkpoint": { "mode": "stop" } }), json!({}), "checkpoint.mode");
+        network(json!({ "$schema": "https://example.org/net.json" }), json!({})).unwrap();
         refused(json!({ "job": { "on": "n-3" } }), json!({}), "job.on");
         refused(json!({ "job": { "of": "n-0" } }), json!({}), "job.of");
         refused(json!({ "on_failure": "panic" }), json!({}), "on_failure");
