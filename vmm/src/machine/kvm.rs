@@ -126,7 +126,7 @@ fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
 }
 
 /// The CPUID that this host's KVM supports.
-fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
+pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("reading the supported CPUID"))
 }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use ckvmm_net::Node;
 use ckvmm_net::coordinator::{Coordinator, Member};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -47,6 +48,11 @@ struct Record {
     before: u64,
     /// The checkpoint that it began from.
     from: Option<PathBuf>,
+    /// The instant that its guests go on from, and what of the time since then they do not see, once all were told to go.
+    instant: Option<Timestamp>,
+    less_ns: Option<i64>,
+    /// Bytes of the job's console log before this life.
+    job_from: Option<u64>,
     nodes: Vec<RecordedNode>,
 }
 
@@ -79,14 +85,19 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     let mut supervisor = Supervisor::new(record.terms, store, state, signals);
     supervisor.failures = failures;
     (supervisor.lineage, supervisor.incarnation) = (record.lineage, record.incarnation);
+    // A job of a network that goes on from a checkpoint has begun before.
+    let begun = record.from.is_some();
     supervisor.last = supervisor.store.newest_committed().or(record.from);
+    supervisor.instant = record.instant;
+    supervisor.less_ns = Some(record.less_ns.unwrap_or_else(|| supervisor.passed_ns()));
     let mut members = Vec::new();
     for (node, index) in record.nodes.into_iter().zip(0..) {
         let dir = supervisor.state.join(&*node.name);
-        let process = if node.is_on { supervisor.reach(Node(index), &dir) } else { None };
+        let is_on = node.is_on && !dir.join(LEFT).exists();
+        let process = if is_on { supervisor.reach(Node(index), &dir) } else { None };
         members.push(match &process {
             Some(_) => Member::On,
-            None if node.is_on && !dir.join(LEFT).exists() => Member::Lost,
+            None if is_on => Member::Lost,
             None => Member::Off,
         });
         supervisor.seats.push(Seat { name: node.name, nic: node.nic, mac: node.mac, process, part: None });
@@ -97,28 +108,31 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     say(&format!("{}: {running} VMs taken over", supervisor.terms.name));
     let runs = |seat: &Seat| seat.process.is_some() && supervisor.terms.has_job_on(&seat.name);
     let on = supervisor.seats.iter().position(runs);
-    supervisor.follow(on, true)?;
+    let listened = supervisor.follow(on, begun, record.job_from);
+    if let Err(error) = listened.and_then(|()| control::listen(&supervisor.state, &supervisor.sender)) {
+        // It has started none of them.
+        supervisor.seats.clear();
+        return Err(error.into());
+    }
     let mut outputs = Vec::new();
     let lost = members.iter().position(|member| *member == Member::Lost);
     supervisor.coordinator = Coordinator::succeed(members, newest, &mut outputs);
-    supervisor.less_ns = Some(0);
     supervisor.perform_all(outputs);
     if let Some(node) = lost {
         supervisor.lost(Node(node as u16))?;
     }
     supervisor.plan_next();
-    control::listen(&supervisor.state, &supervisor.sender)?;
     supervisor.run()
 }
 
 impl Supervisor {
     /// Writes down what another supervisor needs to take over.
     pub(super) fn write_record(&self) -> Result<()> {
-        let nodes = self.seats.iter().map(|seat| RecordedNode {
+        let nodes = self.seats.iter().zip(self.coordinator.members()).map(|(seat, member)| RecordedNode {
             name: seat.name.clone(),
             nic: seat.nic.clone(),
             mac: seat.mac,
-            is_on: seat.process.is_some(),
+            is_on: *member != Member::Off,
         });
         let record = Record {
             terms: self.terms.clone(),
@@ -128,12 +142,21 @@ impl Supervisor {
             store: self.store.path().into(),
             before: self.store.before(),
             from: self.last.clone(),
+            instant: self.instant,
+            less_ns: self.less_ns,
+            job_from: self.job.as_ref().map(|job| job.from),
             nodes: nodes.collect(),
         };
         let bytes = serde_json::to_vec_pretty(&record).expect("every path is UTF-8, and nothing else can fail");
         let (path, temporary) = (self.state.join(RECORD), self.state.join(".network.json"));
         let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
         written.map_err(|source| Error::Io { path, what: "cannot be written; make room", source })
+    }
+
+    /// Nobody has anything to take over any more.
+    pub(super) fn remove_record(&self) {
+        // That it stays does no harm.
+        let _ = fs::remove_file(self.state.join(RECORD));
     }
 
     /// The VM with its state in `dir`, if it runs.

@@ -1,6 +1,6 @@
 //! What becomes of a cut: the manifest that makes it a checkpoint, and what is said of it.
 
-use ckvmm_net::coordinator::{Decision, Outcome};
+use ckvmm_net::coordinator::{Decision, Input, Outcome};
 use ckvmm_net::{Colour, Node};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
@@ -12,6 +12,23 @@ use crate::network::control::Answer;
 use crate::network::manifest::{self, Manifest, NodeEntry, PartEntry};
 
 impl Supervisor {
+    /// Begins the checkpoint with which the network ends, if one is wanted and can begin.
+    pub(super) fn stop_if_it_can(&mut self) {
+        if self.stop_wanted && self.coordinator.may_begin() && !self.stopped {
+            (self.stop_wanted, self.then_stop) = (false, true);
+            self.feed(Input::Requested);
+        }
+    }
+
+    /// A checkpoint that nobody waits for.
+    pub(super) fn request(&mut self) {
+        match self.coordinator.may_begin() {
+            _ if self.stopped => {}
+            true => self.feed(Input::Requested),
+            false => say("checkpoint: another one is being made, or VMs are still starting; this makes no second one"),
+        }
+    }
+
     /// Writes the manifest, unless somebody has decided already.
     pub(super) fn commit(&self, cut: Colour, parts: &[(Node, Part)]) -> Result<Decision> {
         let dir = self.store.directory(cut);
@@ -47,7 +64,6 @@ impl Supervisor {
         let dir = self.store.directory(cut);
         let answer: Answer = match outcome {
             Outcome::Committed => {
-                self.last = Some(dir.clone());
                 say(&format!("checkpoint {}: {}", dir.display(), self.parts()));
                 Ok(dir.display().to_string().into())
             }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use ckvmm_net::coordinator::Input;
+use ckvmm_net::coordinator::{Input, Member};
 use ckvmm_net::{Colour, Node};
 
 use super::{Heard, Supervisor};
@@ -48,16 +48,16 @@ impl Deadline {
         self.next_look
     }
 
-    /// Who is to be asked, or the cut that is too late.
-    fn look(&mut self, now: Instant) -> Result<Vec<Node>, Colour> {
+    /// Who of those that are on is to be asked, or the cut that is too late.
+    fn look(&mut self, now: Instant, members: &[Member]) -> Result<Vec<Node>, Colour> {
         self.next_look = now + LOOK_EVERY;
         self.still += 1;
         if self.still > STILL_LOOKS_MAX {
             return Err(self.cut);
         }
-        let members = self.members.iter_mut().zip(0..);
+        let on = self.members.iter_mut().zip(0..).zip(members).filter(|(_, member)| **member == Member::On);
         let ask = |(seen, node): (&mut Seen, u16)| (!std::mem::replace(&mut seen.is_asked, true)).then_some(Node(node));
-        Ok(members.filter_map(ask).collect())
+        Ok(on.filter_map(|(asked, _)| ask(asked)).collect())
     }
 
     /// Who has not answered since it was asked last.
@@ -88,7 +88,8 @@ impl Deadline {
 impl Supervisor {
     /// Looks at the cut that is being collected, if it is time.
     pub(super) fn look_at_cut(&mut self, now: Instant) {
-        let looked = self.deadline.as_mut().filter(|deadline| deadline.next_look() <= now).map(|it| it.look(now));
+        let due = self.deadline.as_mut().filter(|deadline| deadline.next_look() <= now);
+        let looked = due.map(|deadline| deadline.look(now, self.coordinator.members()));
         match looked {
             None => {}
             Some(Ok(nodes)) => nodes.into_iter().for_each(|node| self.tell(node, &ToMember::HowFar, &[])),
@@ -111,6 +112,7 @@ mod tests {
     use super::*;
 
     const CUT: Colour = Colour(7);
+    const ON: [Member; 2] = [Member::On; 2];
 
     fn at(done_bytes: u64) -> Heard {
         let so_far = SoFar { phase: "memory".into(), done_bytes, total_bytes: 10, verified_bytes: 0 };
@@ -127,29 +129,36 @@ mod tests {
     fn a_cut_takes_as_long_as_anything_moves() {
         let (mut deadline, now) = begun();
         for look in 0..10 * u64::from(STILL_LOOKS_MAX) {
-            assert!(deadline.look(now).is_ok());
+            assert!(deadline.look(now, &ON).is_ok());
             deadline.heard(Node(0), &at(0));
             // One is slow, and the other one waits for it.
             deadline.heard(Node(1), &at(look / u64::from(STILL_LOOKS_MAX)));
         }
         deadline.heard(Node(0), &Heard::Silence);
         for _ in 0..STILL_LOOKS_MAX {
-            assert!(deadline.look(now).is_ok());
+            assert!(deadline.look(now, &ON).is_ok());
             deadline.heard(Node(1), &at(9));
         }
-        assert_eq!(deadline.look(now), Err(CUT));
+        assert_eq!(deadline.look(now, &ON), Err(CUT));
     }
 
     #[test]
     fn who_does_not_answer_is_asked_once() {
         let (mut deadline, now) = begun();
         assert_eq!(deadline.next_look(), now + LOOK_EVERY);
-        assert_eq!(deadline.look(now), Ok(vec![Node(0), Node(1)]));
+        assert_eq!(deadline.look(now, &ON), Ok(vec![Node(0), Node(1)]));
         deadline.heard(Node(1), &Heard::Said(FromMember::SoFar(None)));
         assert_eq!(deadline.silent().collect::<Vec<_>>(), [Node(0)]);
-        assert_eq!(deadline.look(now), Ok(vec![Node(1)]));
+        assert_eq!(deadline.look(now, &ON), Ok(vec![Node(1)]));
         deadline.heard(Node(0), &at(3));
         assert_eq!(deadline.so_far(Node(0)).map(|so_far| so_far.done_bytes), Some(3));
-        assert_eq!(deadline.look(now), Ok(vec![Node(0)]));
+        assert_eq!(deadline.look(now, &ON), Ok(vec![Node(0)]));
+    }
+
+    #[test]
+    fn who_is_off_is_not_asked() {
+        let (mut deadline, now) = begun();
+        assert_eq!(deadline.look(now, &[Member::Off, Member::On]), Ok(vec![Node(1)]));
+        assert_eq!(deadline.silent().collect::<Vec<_>>(), [Node(1)]);
     }
 }

@@ -6,17 +6,17 @@
 use std::fs;
 use std::path::Path;
 
-use ckvmm_net::Node;
 use ckvmm_net::coordinator::{Input, Member};
+use ckvmm_net::{Colour, Node};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
 use super::Supervisor;
 use super::start::{Beginning, OUTPUT};
-use crate::cli::Clock;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
 use crate::network::failure::Remedy;
+use crate::network::member::LEFT;
 
 impl Supervisor {
     /// A member says no more: without a word, unless its guest has left before.
@@ -25,7 +25,12 @@ impl Supervisor {
             return Ok(());
         }
         let name = &self.seats[node.index()].name;
-        if self.less_ns.is_none() && self.failures.restores() == 0 {
+        // Its word of that may have gone to a supervisor before this one.
+        if self.state.join(&**name).join(LEFT).exists() {
+            self.feed(Input::Left(node, Colour(u64::MAX)));
+            return Ok(());
+        }
+        if self.less_ns.is_none() && self.failures.restores() == 0 && !self.ending {
             return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, name) });
         }
         self.lost(node)
@@ -55,9 +60,9 @@ impl Supervisor {
                 let dir = last.display();
                 say(&format!("{name}: its VM is gone; all go back to {dir} (restore {nth} of at most {most})"));
                 self.goes_back = true;
+                self.signal_all(Signal::SIGKILL);
                 // Whoever waits for a checkpoint is told.
                 self.feed(Input::Lost(node));
-                self.signal_all(Signal::SIGKILL);
             }
             Remedy::End(reason) => {
                 return Err(Error::Node { name: name.to_string(), reason: format!("its VM is gone, and {reason}") });
@@ -83,7 +88,7 @@ impl Supervisor {
                 _ => {}
             }
         }
-        let beginning = Beginning::of_checkpoint(&last, &self.state, self.terms.set.clone(), Clock::Freeze)?;
+        let beginning = Beginning::of_checkpoint(&last, &self.state, self.terms.set.clone(), self.terms.clock)?;
         self.incarnation = self.incarnation.max(beginning.incarnation) + 1;
         (self.lineage, self.instant) = (Uuid::new_v4(), beginning.instant);
         Ok(self.begin(beginning.nodes)?)

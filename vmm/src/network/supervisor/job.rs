@@ -35,6 +35,8 @@ pub(super) struct Followed {
     on: Id,
     /// Where it runs.
     node: Node,
+    /// Bytes of the console's log before this life.
+    pub(super) from: u64,
     /// While this is open, its VM runs.
     runs: Option<OwnedFd>,
     /// How it has ended: by itself with a status, or with its VM.
@@ -42,22 +44,29 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// Begins to follow the console's log `log`, from its present end on.
+    /// Begins to follow the console's log `log`, from this byte or its present end on.
     ///
     /// # Errors
     /// It cannot be read.
-    fn start(on: Id, node: Node, log: &Path, ear: Ear, tell: impl Fn(Option<u8>) + Send + 'static) -> Result<Followed> {
+    fn start(
+        (on, node): (Id, Node),
+        log: &Path,
+        from: Option<u64>,
+        ear: Ear,
+        tell: impl Fn(Option<u8>) + Send + 'static,
+    ) -> Result<Followed> {
         let what = "the console cannot be followed; mend that or give another state directory";
         let failed = |source| Error::Io { path: log.into(), what, source };
         let mut file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(log).map_err(failed)?;
-        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let from = file.seek(from.map_or(SeekFrom::End(0), SeekFrom::Start)).map_err(failed)?;
         let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
         let changes = changes.map_err(|errno| failed(errno.into()))?;
         changes.add_watch(log, AddWatchFlags::IN_MODIFY).map_err(|errno| failed(errno.into()))?;
         let (over, runs) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        // The first look finds what is there already.
         let follow = move || tell(follow(file, &changes, &over, ear).unwrap_or(None));
         thread::Builder::new().name("job".into()).spawn(follow).map_err(Error::os("starting a thread"))?;
-        Ok(Followed { on, node, runs: Some(runs), verdict: None })
+        Ok(Followed { on, node, from, runs: Some(runs), verdict: None })
     }
 
     /// The VM has ended: no more will be said.
@@ -74,15 +83,15 @@ impl Terms {
 
 impl Supervisor {
     /// Follows the job in this life, before its node says anything: there is none if that is off. `begun` if it may have
-    /// begun before.
-    pub(super) fn follow(&mut self, on: Option<usize>, begun: bool) -> Result<()> {
+    /// begun before. `from` is where its console's log is read from; absent: from its end.
+    pub(super) fn follow(&mut self, on: Option<usize>, begun: bool, from: Option<u64>) -> Result<()> {
         self.job = None;
         let (Some(job), Some(node)) = (&self.terms.job, on) else { return Ok(()) };
         let log = self.state.join(&*job.on).join(CONSOLE_LOG);
         let (life, events) = (self.incarnation, self.sender.clone());
         // A supervisor that has ended needs no verdict.
         let tell = move |verdict| drop(events.send(Event::Job(life, verdict)));
-        self.job = Some(Followed::start(job.on.clone(), Node(node as u16), &log, Ear::new(begun), tell)?);
+        self.job = Some(Followed::start((job.on.clone(), Node(node as u16)), &log, from, Ear::new(begun), tell)?);
         Ok(())
     }
 
@@ -114,10 +123,11 @@ impl Supervisor {
 
 fn follow(mut log: File, changes: &Inotify, over: &OwnedFd, mut ear: Ear) -> io::Result<Option<u8>> {
     let (mut said, mut output) = (vec![0; CHUNK], Vec::new());
+    let mut wait = PollTimeout::ZERO;
     loop {
         let mut waited =
             [PollFd::new(changes.as_fd(), PollFlags::POLLIN), PollFd::new(over.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut waited, PollTimeout::NONE) {
+        match poll(&mut waited, std::mem::replace(&mut wait, PollTimeout::NONE)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

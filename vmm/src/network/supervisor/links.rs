@@ -1,7 +1,7 @@
-//! What is done to links from a command line: faults for tests, captures.
+//! Links between VMs, and what is done to them from a command line: faults for tests, captures.
 
 use std::fs::{self, OpenOptions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -10,6 +10,8 @@ use ckvmm_net::coordinator::Member;
 use serde_json::Value;
 
 use super::Supervisor;
+use crate::error::{Error, Result};
+use crate::network::channel;
 use crate::network::control::{Answer, LinkName};
 use crate::network::message::{Fault, ToMember};
 
@@ -73,4 +75,17 @@ fn of_link(fault: Fault, here: Node, there: Node) -> Fault {
         }
         fault => fault,
     }
+}
+
+/// A pair of connected sockets for each two nodes that are on: who has which end.
+pub(super) fn pairs(on: &[bool]) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
+    let mut links: Vec<Vec<(u16, OwnedFd)>> = on.iter().map(|_| Vec::new()).collect();
+    for a in (0..on.len()).filter(|a| on[*a]) {
+        for b in (0..a).filter(|b| on[*b]) {
+            let (one, other) = channel::pair().map_err(Error::os("connecting two VMs (ulimit -n)"))?;
+            links[a].push((b as u16, one));
+            links[b].push((a as u16, other));
+        }
+    }
+    Ok(links)
 }

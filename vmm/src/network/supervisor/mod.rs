@@ -44,7 +44,7 @@ use super::failure::{Failures, OnFailure};
 use super::job::Job;
 use super::message::{self, FromMember, Part};
 use super::store::{self, NetStore};
-use crate::cli::ExitStatus;
+use crate::cli::{Clock, ExitStatus};
 use crate::config::{CheckpointConfig, Id};
 use crate::error::Result;
 use crate::host::signals::Asked;
@@ -108,6 +108,9 @@ struct Terms {
     /// What was to be other than in the checkpoint that it began from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     set: Vec<String>,
+    /// What guests' clocks say after a restore.
+    #[serde(default)]
+    clock: Clock,
 }
 
 /// A running network.
@@ -137,6 +140,8 @@ struct Supervisor {
     instant: Option<Timestamp>,
     /// What of the time since their cuts guests do not see, nanoseconds. Known when all were told to go.
     less_ns: Option<i64>,
+    /// A checkpoint is to be made with which the network ends.
+    stop_wanted: bool,
     /// The network is to end with the checkpoint that is being made.
     then_stop: bool,
     stopped: bool,
@@ -154,8 +159,10 @@ impl Supervisor {
                     Some(event) => self.handle(event)?,
                     None => self.time_is_over(),
                 }
+                self.stop_if_it_can();
             }
             if !self.goes_back || self.ending {
+                self.remove_record();
                 return Ok(self.status());
             }
             self.go_back()?;
@@ -191,8 +198,10 @@ impl Supervisor {
             Event::Member(..) | Event::Job(..) => {}
             Event::Signal(Asked::Checkpoint) => self.request(),
             Event::Signal(Asked::CheckpointAndStop) => {
-                self.then_stop = true;
-                self.request();
+                self.stop_wanted = true;
+                if !self.coordinator.may_begin() && !self.stopped {
+                    say("the network ends with a checkpoint of its own, once this one is made or all VMs run");
+                }
             }
             Event::Signal(Asked::PowerOff) => self.end(Signal::SIGTERM),
             Event::Asked(Verb::Checkpoint, asker) if self.coordinator.may_begin() || self.coordinator.is_deposed() => {
@@ -248,15 +257,6 @@ impl Supervisor {
         self.signal_all(if again && how == Signal::SIGTERM { Signal::SIGINT } else { how });
     }
 
-    /// A checkpoint that nobody waits for.
-    fn request(&mut self) {
-        match self.coordinator.may_begin() {
-            _ if self.stopped => {}
-            true => self.feed(Input::Requested),
-            false => say("checkpoint: another one is being made, or VMs are still starting; this makes no second one"),
-        }
-    }
-
     /// Tells the coordinator, and does what it says, and so on.
     fn feed(&mut self, input: Input<Part>) {
         let mut outputs = Vec::new();
@@ -285,6 +285,7 @@ impl Supervisor {
                 Err(error) => Input::StoreFailed(cut, error.to_string()),
             }),
             Output::StartClock(cut) => {
+                self.seats.iter_mut().for_each(|seat| seat.part = None);
                 self.deadline = Some(Deadline::new(cut, self.seats.len(), Instant::now()));
                 None
             }
@@ -303,7 +304,8 @@ impl Supervisor {
                 self.done(cut, outcome);
                 None
             }
-            Output::Prune(_) => {
+            Output::Prune(cut) => {
+                self.last = Some(self.store.directory(cut));
                 let keep = self.terms.checkpoint.keep.unwrap_or(u32::MAX) as usize;
                 if let Err(error) = store::prune(self.store.path(), Some(&self.terms.name), keep) {
                     say(&format!("old checkpoints cannot be removed: {error}"));

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
-use super::{Event, Heard, Process, Seat, Supervisor, Terms, seed};
+use super::{Event, Heard, Process, Seat, Supervisor, Terms, links, seed};
 use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
@@ -32,6 +32,7 @@ use crate::network::config::{self, NetConfig};
 use crate::network::control;
 use crate::network::failure::Failures;
 use crate::network::manifest::Manifest;
+use crate::network::member::LEFT;
 use crate::network::message::{Place, ToMember};
 use crate::network::store::{self, NetStore};
 
@@ -102,7 +103,7 @@ fn boot(
     });
     let nodes = nodes.collect::<Result<_>>()?;
     let NetConfig { name, checkpoint, on_failure, max_restores, job, .. } = config;
-    let terms = Terms { name, checkpoint, on_failure, max_restores, job, set: Vec::new() };
+    let terms = Terms { name, checkpoint, on_failure, max_restores, job, set: Vec::new(), clock: Clock::Freeze };
     Beginning { terms, incarnation: 0, nodes, from: None, instant: None }.run(state, signals, lock)
 }
 
@@ -164,7 +165,7 @@ impl Beginning {
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let Manifest { name, incarnation, checkpoint, on_failure, max_restores, job, .. } = manifest;
-        let terms = Terms { name, checkpoint, on_failure, max_restores, job, set };
+        let terms = Terms { name, checkpoint, on_failure, max_restores, job, set, clock };
         Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from), instant })
     }
 
@@ -205,6 +206,7 @@ impl Supervisor {
             last: None,
             instant: None,
             less_ns: None,
+            stop_wanted: false,
             then_stop: false,
             stopped: false,
             ending: false,
@@ -219,32 +221,44 @@ impl Supervisor {
         (self.less_ns, self.goes_back, self.deadline) = (None, false, None);
         self.seats.clear();
         let on = nodes.iter().position(|node| node.arguments.is_some() && self.terms.has_job_on(&node.name));
-        self.follow(on, self.last.is_some())?;
-        let mut links = links(&nodes)?;
-        for (node, index) in nodes.iter().zip(0..) {
-            let process = match &node.arguments {
-                Some(arguments) => {
-                    let place = self.place(&nodes, index, std::mem::take(&mut links[usize::from(index)]));
-                    Some(self.start(node, arguments, place)?)
-                }
-                None => None,
-            };
+        self.follow(on, self.last.is_some(), None)?;
+        let seat = |node: &Beginner| {
             let (name, nic) = (node.name.clone(), node.nic.clone());
-            self.seats.push(Seat { name, nic, mac: node.mac, process, part: None });
+            Seat { name, nic, mac: node.mac, process: None, part: None }
+        };
+        self.seats = nodes.iter().map(seat).collect();
+        // Of a life before.
+        nodes.iter().for_each(|node| _ = fs::remove_file(self.state.join(&*node.name).join(LEFT)));
+        self.write_record()?;
+        let on: Vec<bool> = nodes.iter().map(|node| node.arguments.is_some()).collect();
+        let mut links = links::pairs(&on)?;
+        for (node, index) in nodes.iter().zip(0..) {
+            if let Some(arguments) = &node.arguments {
+                let place = self.place(&nodes, index, std::mem::take(&mut links[usize::from(index)]));
+                self.seats[usize::from(index)].process = Some(self.start(node, arguments, place)?);
+            }
         }
         self.plan_next();
-        self.write_record()
+        Ok(())
     }
 
     /// Says what the coordinator has to say.
     pub(super) fn send(&mut self, node: Node, message: coordinator::ToMember) {
         if message == coordinator::ToMember::Go && self.less_ns.is_none() {
             // All are told the same, so the clocks of all go on from one instant, whenever each of them hears of it.
-            let passed = self.instant.map(|instant| Timestamp::now().as_nanosecond() - instant.as_nanosecond());
-            self.less_ns = Some(passed.map_or(0, |passed| passed.try_into().unwrap_or(i64::MAX)));
+            self.less_ns = Some(self.passed_ns());
+            if let Err(error) = self.write_record() {
+                say(&format!("whoever takes over will not know the guests' time: {error}"));
+            }
             say(&format!("network {}: all VMs run", self.terms.name));
         }
         self.tell(node, &ToMember::new(message, self.less_ns.unwrap_or(0)), &[]);
+    }
+
+    /// Nanoseconds since the instant that guests go on from; 0 if they go on from the present.
+    pub(super) fn passed_ns(&self) -> i64 {
+        let passed = self.instant.map(|instant| Timestamp::now().as_nanosecond() - instant.as_nanosecond());
+        passed.map_or(0, |passed| passed.try_into().unwrap_or(i64::MAX))
     }
 
     fn place(&self, nodes: &[Beginner], me: u16, links: Vec<(u16, OwnedFd)>) -> (Place, Vec<OwnedFd>) {
@@ -284,20 +298,6 @@ impl Supervisor {
         listen(child, &channel, move |heard| drop(events.send(Event::Member(life, me, heard))))?;
         Ok(Process { pid, channel, silent: false, ended: None })
     }
-}
-
-/// A pair of connected sockets for each two nodes that take part: who has which end.
-fn links(nodes: &[Beginner]) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
-    let mut links: Vec<Vec<(u16, OwnedFd)>> = nodes.iter().map(|_| Vec::new()).collect();
-    let on = |index: usize| nodes[index].arguments.is_some();
-    for a in (0..nodes.len()).filter(|a| on(*a)) {
-        for b in (0..a).filter(|b| on(*b)) {
-            let (one, other) = channel::pair().map_err(Error::os("connecting two VMs (ulimit -n)"))?;
-            links[a].push((b as u16, one));
-            links[b].push((a as u16, other));
-        }
-    }
-    Ok(links)
 }
 
 /// Hears what a member says, and of its end.
