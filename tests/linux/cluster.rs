@@ -26,6 +26,8 @@ pub(crate) struct Network<'a> {
     state: PathBuf,
     pub(crate) supervisor: Ckvmm,
     members: Vec<Pidfd>,
+    /// Where is typed: a console has one connection for both.
+    typed: Vec<UnixStream>,
     pub(crate) consoles: Vec<Lines>,
 }
 
@@ -43,10 +45,10 @@ impl<'a> Network<'a> {
     }
 
     fn running(home: &'a Home, supervisor: Ckvmm, state: &str, nodes: usize) -> Self {
-        let consoles = (0..nodes).map(|node| open_console(home.path(), node)).collect();
+        let (typed, consoles) = (0..nodes).map(|node| open_console(home.path(), node)).unzip();
         let members = Pidfd::children_of(supervisor.pid());
         assert_eq!(members.len(), nodes);
-        Network { home, state: home.path().join(state), supervisor, members, consoles }
+        Network { home, state: home.path().join(state), supervisor, members, typed, consoles }
     }
 
     /// Checkpoints it, and returns the checkpoint's directory.
@@ -79,8 +81,7 @@ impl<'a> Network<'a> {
 
     /// Types a line on a node's console.
     pub(crate) fn type_line(&self, node: usize, line: &str) {
-        let mut console = UnixStream::connect(console(self.home.path(), node)).unwrap();
-        console.write_all(format!("{line}\n").as_bytes()).unwrap();
+        (&self.typed[node]).write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 }
 
@@ -111,18 +112,17 @@ pub(crate) fn describe(home: &Home, nodes: usize, jobs: &str, fields: &Value) {
     config::write(home.path(), &config);
 }
 
-fn open_console(home: &Path, node: usize) -> Lines {
-    let path = console(home, node);
+fn open_console(home: &Path, node: usize) -> (UnixStream, Lines) {
+    let path = home.join(format!("ckvmm/c-n-{node}.console"));
     let deadline = Instant::now() + LIMIT;
     loop {
         match UnixStream::connect(&path) {
-            Ok(socket) => return Lines::read(&format!("console of node {node}"), socket),
+            Ok(socket) => {
+                let typed = socket.try_clone().unwrap();
+                return (typed, Lines::read(&format!("console of node {node}"), socket));
+            }
             Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
         }
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-fn console(home: &Path, node: usize) -> PathBuf {
-    home.join(format!("ckvmm/c-n-{node}.console"))
 }
