@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STORE/000042/            made when the cut is begun: the intent
+//!     .cut                 it is of a cut: what has neither this nor a manifest is somebody else's
 //!     NODE/                a node's image, whole
 //!     manifest.json        written once: the commit; or empty, until it is swept: the abort
 //! STORE/.network.lock      held by the supervisor that makes checkpoints here; the number of its newest cut
@@ -25,6 +26,8 @@ use crate::error::{Error, Result};
 use crate::host::{self, terminal::say};
 
 const LOCK: &str = ".network.lock";
+/// The file of a directory that says that it was made for a cut.
+const MARK: &str = ".cut";
 /// A number is read from a file: no more of it than this.
 const NUMBER_BYTES_MAX: usize = 20;
 
@@ -99,8 +102,6 @@ impl NetStore {
     /// The directory cannot be read.
     pub fn begin_life(&mut self) -> io::Result<()> {
         let numbers = numbers(&self.path)?;
-        // A cut's directory is made before its number is noted.
-        let last_cut = self.noted()?.map_or(0, |newest| newest + 1);
         for number in &numbers {
             let dir = self.path.join(format!("{number:06}"));
             match fs::read(dir.join(NAME)).map(|bytes| decision(&bytes)) {
@@ -108,8 +109,8 @@ impl NetStore {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     say(&format!("{}: left as it is, since its manifest cannot be read: {error}", dir.display()));
                 }
-                Err(_) if *number > last_cut => {
-                    say(&format!("{}: left as it is, since it is of no cut; use another directory", dir.display()));
+                Err(_) if !is_of_a_cut(&dir) => {
+                    say(&format!("{}: left as it is, since it is of no cut", dir.display()));
                 }
                 Ok(Decision::Abort) | Err(_) => {
                     if let Err(error) = remove(&dir) {
@@ -158,6 +159,7 @@ impl NetStore {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(failed)?,
         }
+        File::create(dir.join(MARK)).map_err(failed)?;
         // Always as long: where there is no room any more, there is room for this.
         let number = format!("{:020}", self.before + cut.0);
         self.lock.write_all_at(number.as_bytes(), 0).map_err(failed)?;
@@ -268,6 +270,11 @@ fn numbers(store: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
+/// Whether nothing is lost with a directory that has no manifest: a crash may come before the mark is made.
+fn is_of_a_cut(dir: &Path) -> bool {
+    dir.join(MARK).exists() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 /// A single VM's checkpoint, which may be here too, is committed in the same way.
 fn is_committed(dir: &Path) -> bool {
     fs::read(dir.join(NAME)).is_ok_and(|bytes| decision(&bytes) == Decision::Commit)
@@ -287,4 +294,32 @@ fn remove(dir: &Path) -> io::Result<()> {
 
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {
     Error::Io { path: path.into(), what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_left_of_a_cut_of_its_own_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = |name: &str| dir.path().join(name).exists();
+        let foreign = ["20261127/result", "000009/result"];
+        for file in foreign {
+            fs::create_dir(dir.path().join(file).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(file), "42").unwrap();
+        }
+        // A manifest that cannot be read.
+        fs::create_dir_all(dir.path().join("000001").join(NAME)).unwrap();
+        let mut store = NetStore::open(dir.path()).unwrap();
+        assert!(store.begin(Colour(1)).unwrap());
+        fs::create_dir(store.directory(Colour(1)).join("n-0")).unwrap();
+        let open = store.directory(Colour(1));
+        assert!(open.exists());
+        fs::create_dir(dir.path().join("000002")).unwrap();
+        store.begin_life().unwrap();
+        assert!(!open.exists() && !there("000002"), "a cut that nobody decides any more");
+        assert!(there("000001"), "it may be a checkpoint");
+        assert!(foreign.into_iter().all(there));
+    }
 }
