@@ -86,6 +86,29 @@ fn a_network_ends_with_its_job_also_after_a_restore() {
 }
 
 #[test]
+fn a_job_that_has_ended_meanwhile_is_heard_of_by_who_takes_over() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::new();
+    write(&home);
+    let network = Ckvmm::start(home.path(), ["network", "run", "net.json"]);
+    ready(&home, 0);
+    ready(&home, 1).write_all(b"ckvmm: begin\nhalf of it\n").unwrap();
+    network.console.expect("half of it", LIMIT);
+    let supervisor = Pidfd::open(network.pid() as i32).unwrap();
+    supervisor.kill9();
+    supervisor.wait(LIMIT);
+    ready(&home, 1).write_all(b"the other half\nckvmm: exit 7\n").unwrap();
+    let log = home.join("c.ckvmm/n-1/console.log");
+    retried(&log, || fs::read_to_string(&log).ok().filter(|log| log.contains("ckvmm: exit 7")));
+
+    let mut network = Ckvmm::start(home.path(), ["network", "adopt"]);
+    assert_eq!(network.wait(LIMIT), 7);
+    assert_eq!(network.console.all(), ["half of it", "the other half"]);
+}
+
+#[test]
 fn a_job_whose_node_turns_off_has_failed() {
     if guest::skipped() {
         return;
