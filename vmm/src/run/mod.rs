@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot:    config → fresh RAM, kernel → state directory → disks → Machine::build → at the entry   ┐
-//! restore: image  → work directory → disks → RAM from image     → Machine::build → state restored ┴→ main loop
+//! restore: image  → RAM from image → work directory → disks    → Machine::build → state restored ┴→ main loop
 //! ```
 //!
 //! They differ in where RAM comes from and in who sets the registers; there is one constructor and one main loop.
