@@ -19,7 +19,7 @@ use ckvmm_tests::{
     console::{Lines, value},
     paths,
     pidfd::Pidfd,
-    process::Ckvmm,
+    process::{Ckvmm, tell_of_nodes_if_panicking},
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -299,11 +299,6 @@ impl<'a> Network<'a> {
 impl Drop for Network<'_> {
     fn drop(&mut self) {
         self.kill_members();
-        if thread::panicking() {
-            for node in 0..self.consoles.len() {
-                let output = self.state.join(format!("n-{node}/output"));
-                eprintln!("node {node}: {}", fs::read_to_string(output).unwrap_or_default());
-            }
-        }
+        tell_of_nodes_if_panicking(&self.state, self.consoles.len());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     io::Write,
     path::Path,
     process::{Child, ChildStdin, Command, Output, Stdio},
@@ -188,4 +189,14 @@ pub fn command(dir: &Path) -> Command {
 
 fn settle(command: &mut Command, dir: &Path) {
     command.current_dir(dir).env("XDG_RUNTIME_DIR", dir).env("CKVMM_LOG", "warn");
+}
+
+/// If a test fails: what each node's `ckvmm` of the network with its state in `state` has said.
+pub fn tell_of_nodes_if_panicking(state: &Path, nodes: usize) {
+    if thread::panicking() {
+        for node in 0..nodes {
+            let output = state.join(format!("n-{node}/output"));
+            eprintln!("node {node}: {}", fs::read_to_string(output).unwrap_or_default());
+        }
+    }
 }
