@@ -54,7 +54,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket, signals)?;
     session.join(invitation, Some(&image))?;
-    let mut machine = session.build_machine(hardware.finish()?)?;
+    let mut machine = session.build_machine(|| hardware.finish())?;
     let policy = match options.clock {
         Clock::Freeze => ClockPolicy::Freeze,
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },

@@ -150,18 +150,20 @@ impl Session {
 
     /// A machine with a kernel loaded, at the kernel's entry.
     pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
-        let mut machine = self.build_machine(Hardware::make(ram, self.config.vcpus)?)?;
+        let mut machine = self.build_machine(|| Hardware::make(ram, self.config.vcpus))?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
     }
 
     /// The machine of the configuration.
-    pub(super) fn build_machine(&self, hardware: Hardware) -> Result<Machine> {
+    pub(super) fn build_machine(&self, hardware: impl FnOnce() -> Result<Hardware>) -> Result<Machine> {
         let number = self.machine.fetch_add(1, Ordering::Relaxed) + 1;
         let sender = self.sender.clone();
         // A main loop that has ended needs no events.
         let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
-        Machine::build(hardware, self.backends()?, &notify)
+        // First what the configuration names: that can be mended there.
+        let backends = self.backends()?;
+        Machine::build(hardware()?, backends, &notify)
     }
 
     fn backends(&self) -> Result<Backends> {
