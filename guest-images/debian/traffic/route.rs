@@ -12,8 +12,8 @@ use std::{
 
 use crate::packet::raw_socket;
 
-/// Until TCP takes a segment for lost of which it hears nothing, at least, in ms.
-const RTO_MIN: u32 = 600_000;
+/// Until TCP takes a segment for lost of which it hears nothing, at least, in ms: as long as it ever does (TCP_RTO_MAX).
+const RTO_MIN: u32 = 120_000;
 
 const AF_NETLINK: c_int = 16;
 const NETLINK_ROUTE: c_int = 0;
@@ -24,6 +24,8 @@ const HEADER: usize = 16;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_METRICS: u16 = 8;
+/// Which metrics hold; TCP heeds no RTO that is not locked.
+const RTAX_LOCK: u16 = 1;
 const RTAX_RTO_MIN: u16 = 13;
 
 /// Makes one through the interface of this number.
@@ -34,7 +36,9 @@ pub(crate) fn patient(to: Ipv4Addr, interface: u32) -> io::Result<()> {
     let mut body = vec![2, 32, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0];
     body.extend(attribute(RTA_DST, &to.octets()));
     body.extend(attribute(RTA_OIF, &interface.to_ne_bytes()));
-    body.extend(attribute(RTA_METRICS, &attribute(RTAX_RTO_MIN, &RTO_MIN.to_ne_bytes())));
+    let lock = attribute(RTAX_LOCK, &(1u32 << RTAX_RTO_MIN).to_ne_bytes());
+    let metrics = [lock, attribute(RTAX_RTO_MIN, &RTO_MIN.to_ne_bytes())].concat();
+    body.extend(attribute(RTA_METRICS, &metrics));
     let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(RTM_NEWROUTE.to_ne_bytes());
     message.extend(FLAGS.to_ne_bytes());
