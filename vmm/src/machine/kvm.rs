@@ -1,11 +1,6 @@
 //! The VM as KVM has it: memory slots, interrupt controllers, vCPUs.
 #![allow(unsafe_code)]
 
-use std::{
-    panic::resume_unwind,
-    thread::{self, JoinHandle},
-};
-
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -70,9 +65,6 @@ pub struct Hardware {
     pub(super) ram: Ram,
 }
 
-/// A [`Hardware`] that is being made.
-pub struct Making(JoinHandle<Result<Hardware>>);
-
 impl Hardware {
     /// A VM with `ram` and `vcpus` vCPUs.
     ///
@@ -83,25 +75,6 @@ impl Hardware {
         let (vm, vcpus) = create(&kvm, &ram, vcpus)?;
         let supported = supported_cpuid(&kvm)?;
         Ok(Hardware { vcpus, vm, kvm, supported, ram })
-    }
-
-    /// The same beside what the caller does meanwhile: most of its time KVM waits for the host's other CPUs.
-    ///
-    /// # Errors
-    /// If the host has no thread for it.
-    pub fn begin(ram: Ram, vcpus: u32) -> Result<Making> {
-        let thread = thread::Builder::new().name("kvm".into());
-        thread.spawn(move || Hardware::make(ram, vcpus)).map(Making).map_err(Error::os("starting a thread for KVM"))
-    }
-}
-
-impl Making {
-    /// Waits for it.
-    ///
-    /// # Errors
-    /// As of [`Hardware::make`].
-    pub fn finish(self) -> Result<Hardware> {
-        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

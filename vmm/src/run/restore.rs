@@ -19,7 +19,7 @@ use crate::{
     config::{ConfigError, VmConfig},
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
-    machine::{kvm::Hardware, ram::Ram},
+    machine::ram::Ram,
     network::{self, member::Invitation},
     state::clock::ClockPolicy,
 };
@@ -42,7 +42,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         image.sync()?;
     }
     let config = configuration(path, &image, &options.set)?;
-    let hardware = Hardware::begin(Ram::from_image(image.memory(), config.memory.0)?, config.vcpus)?;
+    let ram = Ram::from_image(image.memory(), config.memory.0)?;
     let states = image.take_state()?;
     let socket = api_socket(options.api_socket.as_deref(), &config)?;
     let directory = options.work.unwrap_or_else(|| new_directory(&config));
@@ -54,7 +54,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket, signals)?;
     session.join(invitation, Some(&image))?;
-    let mut machine = session.build_machine(|| hardware.finish())?;
+    let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {
         Clock::Freeze => ClockPolicy::Freeze,
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },

@@ -150,20 +150,20 @@ impl Session {
 
     /// A machine with a kernel loaded, at the kernel's entry.
     pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
-        let mut machine = self.build_machine(|| Hardware::make(ram, self.config.vcpus))?;
+        let mut machine = self.build_machine(ram)?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
     }
 
-    /// The machine of the configuration.
-    pub(super) fn build_machine(&self, hardware: impl FnOnce() -> Result<Hardware>) -> Result<Machine> {
+    /// The machine of the configuration, around `ram`.
+    pub(super) fn build_machine(&self, ram: Ram) -> Result<Machine> {
         let number = self.machine.fetch_add(1, Ordering::Relaxed) + 1;
         let sender = self.sender.clone();
         // A main loop that has ended needs no events.
         let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
         // First what the configuration names: that can be mended there.
         let backends = self.backends()?;
-        Machine::build(hardware()?, backends, &notify)
+        Machine::build(Hardware::make(ram, self.config.vcpus)?, backends, &notify)
     }
 
     fn backends(&self) -> Result<Backends> {

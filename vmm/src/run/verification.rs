@@ -24,6 +24,9 @@ use crate::{
 
 /// How often somebody who waits looks whether he is still to wait.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// For how long the guest has the CPUs to itself. However low its priority, from a thread that computes already the
+/// scheduler takes the CPU only at its next tick, for which a vCPU that is to run for the first time would wait: 4 ms.
+const HEAD_START: Duration = Duration::from_millis(50);
 
 /// How the comparison stands. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,6 +51,7 @@ impl Verification {
         let verification = begun.clone();
         let verify = move || {
             priority::stand_back();
+            thread::sleep(HEAD_START);
             let outcome = image.verify(&progress).and_then(|()| image.sync());
             let outcome = outcome.map_err(|error| format!("{error}; the guest runs from it and is stopped"));
             if let Err(line) = &outcome {
