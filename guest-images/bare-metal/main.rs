@@ -32,14 +32,13 @@
 //!
 //! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, net, pagefill and time keep account in memory: model.rs.
 //! While one of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r`
-//! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` says that it is here, `t` the
-//! time, `q` turns off; `x` ends what `job=net` sends.
+//! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` is answered by an empty line, `t` by
+//! the time, `q` turns off, `c` tells pvpanic; `x` ends what `job=net` sends.
 //!
 //! Lines on the serial line, each begins with `CKVMM`:
 //!
 //! ```text
 //! CKVMM hello protocol=linux|pvh ram_mib=N
-//! CKVMM here                                                                  the answer to p
 //! CKVMM time tsc=N kvmclock=N                                                 the answer to t; ns
 //! CKVMM ready job=NAME protocol=… ram_mib=N seed=N arena=0x… bytes=N hot=N     for jobs that never end
 //! CKVMM filled steps=N                                                         the arena is full
