@@ -70,9 +70,19 @@ fn settle(keep: &[RawFd], parent: u32) {
         if libc::getppid() as u32 != parent {
             exit(1);
         }
-        // If the host runs out of memory, the checkpoint goes, not the guest: from the first moment on.
+        // What is locked through them is free when the parent ends, however long this process waits for a CPU.
+        let mut next = 0;
+        for kept in keep {
+            if *kept > next {
+                libc::syscall(libc::SYS_close_range, next, *kept - 1, 0);
+            }
+            next = *kept + 1;
+        }
+        libc::syscall(libc::SYS_close_range, next, u32::MAX, 0);
+        // If the host runs out of memory, the checkpoint goes, not the guest.
         let victim = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         libc::write(victim, c"1000".as_ptr().cast(), 4);
+        libc::close(victim);
         libc::prctl(libc::PR_SET_NAME, c"ckvmm-writer".as_ptr());
         // It never takes the CPU from a vCPU when it wakes up; see sched(7), SCHED_BATCH. Its slice is the usual one,
         // whatever its parent's is.
@@ -82,14 +92,6 @@ fn settle(keep: &[RawFd], parent: u32) {
         attributes.sched_nice = NICE;
         libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
-        let mut next = 0;
-        for kept in keep {
-            if *kept > next {
-                libc::syscall(libc::SYS_close_range, next, *kept - 1, 0);
-            }
-            next = *kept + 1;
-        }
-        libc::syscall(libc::SYS_close_range, next, u32::MAX, 0);
     }
 }
 
