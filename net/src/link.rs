@@ -45,6 +45,11 @@ pub trait Link: AsRawFd + Send {
     /// The link is gone.
     fn mtu(&self) -> Result<u16>;
 
+    /// Whether frames may travel with checksums missing and TCP unsegmented, both ways: what the card offers its driver.
+    fn offers_offloads(&self) -> bool {
+        true
+    }
+
     /// Says what the card has agreed to read.
     ///
     /// # Errors

@@ -55,6 +55,8 @@ pub struct PortConfig {
     pub links: Vec<(Node, OwnedFd)>,
     /// What a restore puts back, in its order.
     pub preload: Vec<(Node, Frame)>,
+    /// Whether the network's cards may leave checksums and segmentation to whoever receives: all of them, or none.
+    pub offloads: bool,
 }
 
 /// What a port says to whoever owns it.
@@ -72,6 +74,7 @@ pub struct Port(Arc<Shared>);
 
 struct Shared {
     name: String,
+    offloads: bool,
     poll: Poll,
     inner: Mutex<Inner>,
 }
@@ -109,7 +112,7 @@ impl Port {
     /// # Errors
     /// [`Error::Port`] if the system has no descriptors left; [`Error::Connection`] if a link is gone already.
     pub fn open(config: PortConfig, say: impl Fn(Event) + Send + 'static) -> Result<Port> {
-        let PortConfig { name, setup, macs, links, preload } = config;
+        let PortConfig { name, setup, macs, links, preload, offloads } = config;
         let poll = Poll::new().map_err(|source| Error::Port { source })?;
         let mut cut = Cut::new(setup);
         let mut lines: Vec<Option<Line>> = (0..setup.nodes).map(|_| None).collect();
@@ -134,7 +137,7 @@ impl Port {
             counters: Counters::default(),
             capture: None,
         };
-        Ok(Port(Arc::new(Shared { name, poll, inner: Mutex::new(inner) })))
+        Ok(Port(Arc::new(Shared { name, offloads, poll, inner: Mutex::new(inner) })))
     }
 
     /// Tells the cut something that comes from elsewhere than the card or a link.
@@ -294,7 +297,11 @@ impl Link for Port {
         Ok(MTU)
     }
 
-    /// The others' cards are as this one; what one of them can nevertheless not take, it drops.
+    fn offers_offloads(&self) -> bool {
+        self.0.offloads
+    }
+
+    /// The others' cards offer what this one does; what a guest has nevertheless not agreed to, its card drops.
     fn set_offloads(&self, _: Offloads) -> Result<()> {
         Ok(())
     }

@@ -38,7 +38,7 @@ fn network(incarnations: &[u64]) -> Vec<Vm> {
         let (sender, events) = channel();
         let setup = Setup { me: Node(me), nodes: nodes as u16, incarnation: Incarnation(*incarnation), limits: LIMITS };
         let macs = macs(nodes as u16);
-        let config = PortConfig { name: "eth0".into(), setup, macs, links, preload: Vec::new() };
+        let config = PortConfig { name: "eth0".into(), setup, macs, links, preload: Vec::new(), offloads: true };
         Vm { port: Port::open(config, move |event| sender.send(event).unwrap()).unwrap(), events }
     });
     vms.collect()

@@ -34,7 +34,7 @@ use crate::config::check;
 use crate::config::{CheckpointConfig, ConfigError, DiskMode, Id, MacAddr, Uplink, VmConfig};
 
 /// Most nodes: each has a link to each other.
-const NODES_MAX: usize = 64;
+pub const NODES_MAX: usize = 64;
 const _: () = assert!(NODES_MAX <= DESCRIPTORS_MAX);
 
 /// A network, as `net.json` describes it.
@@ -55,6 +55,9 @@ pub struct NetConfig {
     /// Whether nodes get a seed for cloud-init; absent: those that have a disk, since that may hold a stock guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<bool>,
+    /// Whether guests may send TCP unsegmented and without checksums. All must take that; `false` for guests that do not.
+    #[serde(default = "default_offloads")]
+    pub offloads: bool,
     /// Where checkpoints go, and when they are made.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -64,6 +67,11 @@ pub struct NetConfig {
     /// How often at most the network goes back to its last checkpoint by itself.
     #[serde(default = "default_max_restores")]
     pub max_restores: u32,
+}
+
+/// What cards offer if `net.json` does not say.
+pub fn default_offloads() -> bool {
+    true
 }
 
 /// Nodes that are alike.
@@ -331,6 +339,7 @@ mod tests {
         refused(json!({ "job": { "on": "n-3" } }), json!({}), "job.on");
         refused(json!({ "job": { "of": "n-0" } }), json!({}), "job.of");
         refused(json!({ "on_failure": "panic" }), json!({}), "on_failure");
+        refused(json!({ "offloads": "no" }), json!({}), "offloads");
         refused(json!({ "subnet": "10.77.0.0/30" }), json!({}), "subnet");
         refused(json!({ "subnet": "10.77.0.1/24" }), json!({}), "subnet");
         refused(json!({ "nodes": [{ "name": "n", "config": "node.json" }] }), json!({}), "nodes");

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::config::default_offloads;
 use super::failure::{OnFailure, default_max_restores};
 use super::job::Job;
 use super::message::Part;
@@ -62,6 +63,9 @@ pub struct Manifest {
     /// How often at most the network goes back by itself.
     #[serde(default = "default_max_restores")]
     pub max_restores: u32,
+    /// Whether the network's cards offer offloads: a guest goes on with what it has agreed to.
+    #[serde(default = "default_offloads")]
+    pub offloads: bool,
     /// All nodes, in their order.
     pub nodes: Vec<NodeEntry>,
 }

@@ -115,6 +115,7 @@ impl Invitation {
             macs: place.macs.clone(),
             links: place.peers.iter().map(|node| Node(*node)).zip(links).collect(),
             preload,
+            offloads: place.offloads,
         };
         let say = events.clone();
         let port = Port::open(config, move |event| say(Event::Port(event)))?;

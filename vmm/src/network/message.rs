@@ -29,6 +29,8 @@ pub struct Place {
     pub before: u64,
     /// What this VM's part of a checkpoint is called.
     pub node: Id,
+    /// Whether the network's cards offer offloads.
+    pub offloads: bool,
 }
 
 /// From the supervisor.

@@ -136,7 +136,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        space::FEATURES
+        space::features(self.link.offers_offloads())
     }
 
     fn accepts(&self, features: u64) -> bool {

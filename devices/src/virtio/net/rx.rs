@@ -25,11 +25,13 @@ pub(super) struct Receiver {
     buffer: Box<[u8]>,
     /// Length of the frame in `buffer` that waits for the guest; 0 if there is none.
     waiting: usize,
+    /// It was said that the guest's driver is not fit for what comes.
+    is_said: bool,
 }
 
 impl Default for Receiver {
     fn default() -> Self {
-        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), waiting: 0 }
+        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), waiting: 0, is_said: false }
     }
 }
 
@@ -57,8 +59,12 @@ impl Receiver {
             if self.waiting == 0 && (!queue.has_available()? || !self.read(link)) {
                 return Ok(false);
             }
-            let fit = cable_up && is_fit(&self.buffer[..self.waiting], active.features);
-            let delivery = if fit { self.deliver(active, queue)? } else { Delivery::Impossible };
+            let fit = is_fit(&self.buffer[..self.waiting], active.features);
+            if !fit && !std::mem::replace(&mut self.is_said, true) {
+                let mend = "if that is a network of VMs, give its net.json \"offloads\": false";
+                tracing::warn!("link {}: frames come that the guest's driver does not take; {mend}", link.name());
+            }
+            let delivery = if fit && cable_up { self.deliver(active, queue)? } else { Delivery::Impossible };
             match delivery {
                 Delivery::Done => {
                     let bytes = (self.waiting - HEADER_BYTES) as u64;
@@ -93,6 +99,7 @@ impl Receiver {
     /// Forgets the frame that waits: the driver that it was for is gone.
     pub(super) fn forget(&mut self) {
         self.waiting = 0;
+        self.is_said = false;
     }
 
     /// Reads a frame, whatever it is worth; `false` if there is none.

@@ -5,17 +5,22 @@ use virtio_bindings::virtio_net::*;
 /// Length of `struct virtio_net_config` up to and with its MTU.
 const SPACE_BYTES: usize = 12;
 
-/// All that the card offers. A TAP can do all of it.
-pub(super) const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
+/// What every card offers.
+const BASE: u64 =
+    1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << VIRTIO_NET_F_STATUS;
+
+/// What one on a link with offloads offers, too. A TAP can do all of it.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
-    | 1 << VIRTIO_NET_F_MTU
-    | 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_GUEST_TSO4
     | 1 << VIRTIO_NET_F_GUEST_TSO6
     | 1 << VIRTIO_NET_F_HOST_TSO4
-    | 1 << VIRTIO_NET_F_HOST_TSO6
-    | 1 << VIRTIO_NET_F_MRG_RXBUF
-    | 1 << VIRTIO_NET_F_STATUS;
+    | 1 << VIRTIO_NET_F_HOST_TSO6;
+
+/// All that a card offers, on a link with or without offloads.
+pub(super) fn features(offloads: bool) -> u64 {
+    if offloads { BASE | OFFLOADS } else { BASE }
+}
 
 /// §5.1.3.1: what segments TCP needs checksums to go with it.
 pub(super) fn go_together(features: u64) -> bool {

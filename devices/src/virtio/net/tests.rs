@@ -29,6 +29,7 @@ const PATIENCE: usize = 200;
 /// A link whose far end the test holds.
 pub(in crate::virtio) struct Pair {
     near: UnixDatagram,
+    offers: bool,
     offloads: Arc<Mutex<Offloads>>,
 }
 
@@ -44,6 +45,9 @@ impl Link for Pair {
     }
     fn mtu(&self) -> ckvmm_net::Result<u16> {
         Ok(MTU)
+    }
+    fn offers_offloads(&self) -> bool {
+        self.offers
     }
     fn set_offloads(&self, offloads: Offloads) -> ckvmm_net::Result<()> {
         *lock(&self.offloads) = offloads;
@@ -69,7 +73,7 @@ pub(in crate::virtio) fn pair() -> (Box<Pair>, UnixDatagram) {
     let (near, far) = UnixDatagram::pair().unwrap();
     near.set_nonblocking(true).unwrap();
     far.set_nonblocking(true).unwrap();
-    (Box::new(Pair { near, offloads: Arc::default() }), far)
+    (Box::new(Pair { near, offers: true, offloads: Arc::default() }), far)
 }
 
 fn idle() -> Bench {

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::start::{hear, open_state};
-use super::{Event, Heard, Process, Seat, Supervisor, Terms};
+use super::terms::Terms;
+use super::{Event, Heard, Process, Seat, Supervisor};
 use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::{Error, Result};

@@ -54,6 +54,7 @@ impl Supervisor {
             on_failure: self.terms.on_failure,
             max_restores: self.terms.max_restores,
             job: self.terms.job.clone(),
+            offloads: self.terms.offloads,
             nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
         };
         self.store.commit(cut, &manifest)

@@ -14,6 +14,7 @@ mod links;
 mod seed;
 mod start;
 mod status;
+mod terms;
 
 pub use adopt::{adopt, has_run};
 pub use start::{Restore, restore, run, up};
@@ -32,20 +33,19 @@ use ckvmm_net::{Colour, Node};
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use self::deadline::Deadline;
 use self::job::Followed;
+use self::terms::Terms;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
-use super::failure::{Failures, OnFailure};
-use super::job::Job;
+use super::failure::Failures;
 use super::message::{self, FromMember, Part};
 use super::store::{self, NetStore};
-use crate::cli::{Clock, ExitStatus};
-use crate::config::{CheckpointConfig, Id};
+use crate::cli::ExitStatus;
+use crate::config::Id;
 use crate::error::Result;
 use crate::host::signals::Asked;
 use crate::host::terminal::say;
@@ -93,24 +93,6 @@ struct Process {
     /// It has said its last word.
     silent: bool,
     ended: Option<Option<Ended>>,
-}
-
-/// What a network is, in each of its lives.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Terms {
-    name: Id,
-    checkpoint: CheckpointConfig,
-    on_failure: OnFailure,
-    max_restores: u32,
-    /// With whose end the network ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    job: Option<Job>,
-    /// What was to be other than in the checkpoint that it began from.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    set: Vec<String>,
-    /// What guests' clocks say after a restore.
-    #[serde(default)]
-    clock: Clock,
 }
 
 /// A running network.

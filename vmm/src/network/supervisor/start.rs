@@ -20,7 +20,8 @@ use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
-use super::{Event, Heard, Process, Seat, Supervisor, Terms, links, seed};
+use super::terms::Terms;
+use super::{Event, Heard, Process, Seat, Supervisor, links, seed};
 use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
@@ -102,9 +103,8 @@ fn boot(
         Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments: Some(arguments.into()) })
     });
     let nodes = nodes.collect::<Result<_>>()?;
-    let NetConfig { name, checkpoint, on_failure, max_restores, job, .. } = config;
-    let terms = Terms { name, checkpoint, on_failure, max_restores, job, set: Vec::new(), clock: Clock::Freeze };
-    Beginning { terms, incarnation: 0, nodes, from: None, instant: None }.run(state, signals, lock)
+    Beginning { terms: Terms::of_config(config), incarnation: 0, nodes, from: None, instant: None }
+        .run(state, signals, lock)
 }
 
 /// What a restore was asked for.
@@ -148,7 +148,8 @@ impl Beginning {
         }
         let instant = manifest.instant().filter(|_| clock == Clock::Freeze);
         let from = checkpoint.canonicalize().map_err(Error::os("finding the checkpoint"))?;
-        let nodes = manifest.nodes.into_iter().zip(changes).map(|(node, changes)| {
+        let (incarnation, nodes) = (manifest.incarnation + 1, std::mem::take(&mut manifest.nodes));
+        let nodes = nodes.into_iter().zip(changes).map(|(node, changes)| {
             let dir = state.join(&*node.name);
             let console = config::console(&format!("{}-{}", manifest.name, node.name));
             let console = format!("serial.socket={}", console.display());
@@ -164,9 +165,8 @@ impl Beginning {
             Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
         });
         let nodes = nodes.collect::<Result<_>>()?;
-        let Manifest { name, incarnation, checkpoint, on_failure, max_restores, job, .. } = manifest;
-        let terms = Terms { name, checkpoint, on_failure, max_restores, job, set, clock };
-        Ok(Beginning { terms, incarnation: incarnation + 1, nodes, from: Some(from), instant })
+        let terms = Terms::of_manifest(manifest, set, clock);
+        Ok(Beginning { terms, incarnation, nodes, from: Some(from), instant })
     }
 
     fn run(self, state: PathBuf, signals: Signals, _lock: File) -> anyhow::Result<ExitStatus> {
@@ -273,6 +273,7 @@ impl Supervisor {
             store: self.store.path().into(),
             before: self.store.before(),
             node: node.name.clone(),
+            offloads: self.terms.offloads,
         };
         (place, links)
     }

@@ -182,6 +182,26 @@ fn a_guest_gets_no_offload_that_it_has_not_agreed_to() {
 }
 
 #[test]
+fn a_card_on_a_link_without_offloads_offers_none() {
+    let offered = |offers| {
+        let (mut link, _far) = pair();
+        link.offers = offers;
+        Net::new(NetConfig { link, mac: MAC }).unwrap().features()
+    };
+    let names = [
+        VIRTIO_NET_F_CSUM,
+        VIRTIO_NET_F_GUEST_CSUM,
+        VIRTIO_NET_F_HOST_TSO4,
+        VIRTIO_NET_F_HOST_TSO6,
+        VIRTIO_NET_F_GUEST_TSO4,
+        VIRTIO_NET_F_GUEST_TSO6,
+    ];
+    let offloads = names.into_iter().fold(0, |all, name| all | 1 << name);
+    assert_eq!(offered(true) & offloads, offloads);
+    assert_eq!(offered(false), offered(true) & !offloads);
+}
+
+#[test]
 fn a_pulled_cable_drops_frames_and_the_driver_is_told() {
     let mut bench = bench(1 << VIRTIO_NET_F_STATUS);
     bench.offer_buffers(&[500, 500]);
