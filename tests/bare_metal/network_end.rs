@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ckvmm_tests::{
     LIMIT,
     bare_metal::Home,
-    lines::{FAILED, is_error, refused},
+    lines::{CRASHED, FAILED, is_error, refused},
     process::Ckvmm,
 };
 use nix::sys::signal::Signal;
@@ -85,6 +85,24 @@ fn another_supervisor_takes_over_what_the_first_has_left() {
     network.kill9();
     let nobody = home.run(adopt);
     refused(&nobody, FAILED, &["c.ckvmm: no VM of the network runs any more", "`ckvmm network restore`"]);
+}
+
+#[test]
+fn who_takes_over_hears_how_the_guests_end() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut network = Network::up(&home, 2, "");
+    network.goes_on();
+    network.supervisor.signal(Signal::SIGKILL);
+    network.goes_on();
+    network.supervisor = Ckvmm::start(home.path(), ["network", "adopt", "--state", "c.ckvmm"]);
+    network.supervisor.messages.expect("c: 2 VMs taken over", LIMIT);
+    network.consoles[0].type_bytes(b"c");
+    network.members[0].wait(LIMIT);
+    network.consoles[1].type_bytes(b"q");
+    assert_eq!(network.supervisor.wait(LIMIT), CRASHED);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::process::Output;
 pub const USAGE: i32 = 2;
 /// The exit status of a failure.
 pub const FAILED: i32 = 1;
+/// The exit status when a guest has panicked or triple-faulted.
+pub const CRASHED: i32 = 3;
 
 /// Sees that a command ended with `status`, nothing on standard output, and one line on standard error that names each
 /// of `named` and what to do. Returns the line.

@@ -18,6 +18,7 @@ use ckvmm_snapshot::Image;
 
 use super::channel::{self, Channel};
 use super::message::{FromMember, Part, Place, SoFar, ToMember};
+use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
@@ -25,7 +26,7 @@ use crate::host::terminal::say;
 /// How long a guest that is off waits for its last frames to go out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The file of a VM's state directory that says that its guest has powered off.
+/// The file of a VM's state directory that says that its guest is off, and the status with which its VM ends.
 pub const LEFT: &str = "left";
 
 /// What was under way at a cut, in order.
@@ -236,10 +237,10 @@ impl Member {
         self.port.leave(PATIENCE);
     }
 
-    /// The VM has no part in the network any more.
-    pub fn leave(&self) {
+    /// The VM has no part in the network any more, and ends with `status`.
+    pub fn leave(&self, status: ExitStatus) {
         // For a supervisor that takes over; without it this VM counts as lost.
-        let _ = fs::write(&self.left, "");
+        let _ = fs::write(&self.left, status.code().to_string());
         self.say(&FromMember::Left(self.port.colour().0));
     }
 

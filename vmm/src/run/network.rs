@@ -167,14 +167,14 @@ impl Session {
     /// The guest has ended: its links close in order, and the network goes on without it. Of a cut that it has taken it
     /// is a part, as a machine that ran: that is completed first, unless the end was forced, or is now.
     pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) {
-        let Some(member) = self.network.as_ref().filter(|_| ended.is_ok()) else { return };
+        let (Some(member), Ok(status)) = (&self.network, ended) else { return };
         member.close_links();
-        if matches!(ended, Ok(ExitStatus::Success | ExitStatus::GuestCrashed)) {
+        if matches!(status, ExitStatus::Success | ExitStatus::GuestCrashed) {
             member.attend();
             self.complete_cut();
         }
         if let Some(member) = self.network.take() {
-            member.leave();
+            member.leave(*status);
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/network.json              what the network is, written when a life of it begins
 //! STATE/NODE/supervisor.sock      where a VM hears a supervisor, one at a time
-//! STATE/NODE/left                 its guest has powered off
+//! STATE/NODE/left                 its guest is off; the status with which its VM ends
 //! ```
 //!
 //! Invariant: there is one supervisor, since it holds `network.lock` and the store's, and a VM listens to no second one while
@@ -168,9 +168,11 @@ impl Supervisor {
         hear(&channel, move |heard| drop(said.send(Event::Member(life, node, heard)))).ok()?;
         // Its lock goes when its process ends.
         let lock = File::open(dir.join("lock")).ok()?;
+        let left = dir.join(LEFT);
         let wait = move || {
             let _ = lock.lock();
-            drop(ended.send(Event::Member(life, node, Heard::End(None))));
+            let status = fs::read_to_string(left).ok().and_then(|status| status.parse().ok());
+            drop(ended.send(Event::Member(life, node, Heard::End(status))));
         };
         std::thread::Builder::new().name("node".into()).spawn(wait).ok()?;
         Some(Process { pid, channel, silent: false, ended: None })

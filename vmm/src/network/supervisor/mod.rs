@@ -22,7 +22,6 @@ pub use start::{Restore, restore, run, up};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::process::ExitStatus as Ended;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
@@ -70,8 +69,8 @@ pub enum Heard {
     Said(FromMember),
     /// It will say no more.
     Silence,
-    /// Its process has ended; how, only a parent knows.
-    End(Option<Ended>),
+    /// Its process has ended, with this status; of another's child that was killed it is not known.
+    End(Option<u8>),
 }
 
 /// A node.
@@ -92,7 +91,7 @@ struct Process {
     channel: Arc<Channel>,
     /// It has said its last word.
     silent: bool,
-    ended: Option<Option<Ended>>,
+    ended: Option<Option<u8>>,
 }
 
 /// A running network.

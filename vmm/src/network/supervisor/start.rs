@@ -306,7 +306,9 @@ fn listen(mut child: Child, channel: &Arc<Channel>, tell: impl Fn(Heard) + Clone
     hear(channel, tell.clone())?;
     let wait = move || {
         if let Ok(status) = child.wait() {
-            tell(Heard::End(Some(status)));
+            // Killed: no status of its own.
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            tell(Heard::End(Some(code.unwrap_or(ExitStatus::Failed.code()))));
         }
     };
     thread::Builder::new().name("node".into()).spawn(wait).map_err(Error::os("starting a thread"))?;

@@ -19,9 +19,9 @@ impl Supervisor {
         }
         let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended).flatten();
         let lost = self.coordinator.members().contains(&Member::Lost);
-        if self.job.is_none() && !lost && ended().all(|ended| ended.success()) {
+        if self.job.is_none() && !lost && ended().all(|status| status == ExitStatus::Success.code()) {
             ExitStatus::Success
-        } else if ended().any(|ended| ended.code() == Some(ExitStatus::GuestCrashed.code().into())) {
+        } else if ended().any(|status| status == ExitStatus::GuestCrashed.code()) {
             ExitStatus::GuestCrashed
         } else {
             ExitStatus::Failed
