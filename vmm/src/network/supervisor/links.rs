@@ -7,13 +7,18 @@ use std::path::Path;
 
 use ckvmm_net::Node;
 use ckvmm_net::coordinator::Member;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::Supervisor;
 use crate::error::{Error, Result};
 use crate::network::channel;
+use crate::network::config::NODES_MAX;
 use crate::network::control::{Answer, LinkName};
 use crate::network::message::{Fault, ToMember};
+
+/// Descriptors of a supervisor: two for each link of the largest network, and a few for each VM.
+const DESCRIPTORS: u64 = 2 * (NODES_MAX * NODES_MAX) as u64;
 
 impl Supervisor {
     /// Lets something go wrong with the links that are named, or with all, at both ends.
@@ -77,8 +82,13 @@ fn of_link(fault: Fault, here: Node, there: Node) -> Fault {
     }
 }
 
-/// A pair of connected sockets for each two nodes that are on: who has which end.
+/// A pair of connected sockets for each two nodes that are on: who has which end. The usual limit of descriptors is for
+/// fewer nodes, and is no wish of anybody's (getrlimit(2)): what may be had is taken.
 pub(super) fn pairs(on: &[bool]) -> Result<Vec<Vec<(u16, OwnedFd)>>> {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // If it stays, links say so when there are too many.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(DESCRIPTORS)), hard);
+    }
     let mut links: Vec<Vec<(u16, OwnedFd)>> = on.iter().map(|_| Vec::new()).collect();
     for a in (0..on.len()).filter(|a| on[*a]) {
         for b in (0..a).filter(|b| on[*b]) {
