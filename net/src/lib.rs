@@ -29,6 +29,6 @@ pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
 pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
-pub use port::{Fault, Port};
+pub use port::{Fault, LinkCounters, Port};
 pub use switch::{Route, Switch};
 pub use tap::Tap;

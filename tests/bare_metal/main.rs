@@ -34,6 +34,7 @@ mod network_end;
 mod network_faults;
 mod network_moved;
 mod network_room;
+mod network_status;
 mod network_store;
 mod network_time;
 mod oracle;

@@ -63,6 +63,7 @@ pub enum ClientError {
 /// A client of one VM.
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -84,7 +85,13 @@ impl Client {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| broken(e.to_string()))?;
-        Ok(Self { socket, runtime })
+        Ok(Self { socket, patience: READ_TIMEOUT, runtime })
+    }
+
+    /// The same, which waits no longer for the answer to a question.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The socket.
@@ -98,7 +105,7 @@ impl Client {
     /// # Errors
     /// No VM, or its problem.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let answer = self.request(Method::GET, path, Bytes::new(), READ_TIMEOUT)?;
+        let answer = self.request(Method::GET, path, Bytes::new(), self.patience)?;
         self.parse(&answer.body)
     }
 

@@ -13,10 +13,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Instant;
 
+use ckvmm_net::Port;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -24,6 +25,7 @@ use utoipa::ToSchema;
 
 use crate::config::{CheckpointMode, Id, VmConfig};
 use crate::events::{Event, Events};
+use crate::machine::board::Cards;
 use crate::operations::{Asker, OperationId, Operations, Running};
 
 /// What the main loop is asked to do.
@@ -119,15 +121,8 @@ impl VmState {
     }
 }
 
-/// A number that some part of the machine counts, shown by `/metrics`.
-pub struct Counter {
-    /// `ckvmm_..._total`.
-    pub name: &'static str,
-    /// One line.
-    pub help: &'static str,
-    /// The number.
-    pub value: Arc<AtomicU64>,
-}
+/// The line to whoever wants a checkpoint of one VM of a network: it is captured with all of that, or not at all.
+pub const NOT_ALONE: &str = "checkpoint: this VM is part of a network; use `ckvmm network checkpoint`";
 
 /// What everybody may read at any time.
 pub struct Shared {
@@ -139,7 +134,8 @@ pub struct Shared {
     events: Events,
     operations: Arc<Operations>,
     disks: Mutex<BTreeMap<String, PathBuf>>,
-    counters: Mutex<Vec<Counter>>,
+    cards: Mutex<Cards>,
+    port: OnceLock<Port>,
 }
 
 impl Shared {
@@ -157,7 +153,8 @@ impl Shared {
             events,
             operations,
             disks: Mutex::default(),
-            counters: Mutex::default(),
+            cards: Mutex::default(),
+            port: OnceLock::new(),
         })
     }
 
@@ -213,15 +210,25 @@ impl Shared {
         *self.disks.lock().unwrap_or_else(PoisonError::into_inner) = disks;
     }
 
-    /// Shows a number in `/metrics` from now on.
-    pub fn show_counter(&self, counter: Counter) {
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner).push(counter);
+    /// What the network cards count.
+    pub fn cards(&self) -> Cards {
+        self.cards.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The numbers shown: name, help, value.
-    pub(crate) fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
-        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.iter().map(|c| (c.name, c.help, c.value.load(Ordering::Relaxed))).collect()
+    /// Says what counts for the machine that runs from now on.
+    pub fn set_cards(&self, cards: Cards) {
+        *self.cards.lock().unwrap_or_else(PoisonError::into_inner) = cards;
+    }
+
+    /// The VM's place in a network, if it is in one.
+    pub fn port(&self) -> Option<&Port> {
+        self.port.get()
+    }
+
+    /// Says that the VM is in a network: once.
+    pub fn set_port(&self, port: Port) {
+        // A VM is in one network at most.
+        let _ = self.port.set(port);
     }
 }
 
@@ -278,7 +285,7 @@ impl Control {
     /// Asks for a checkpoint. How it goes is in the operations' table.
     ///
     /// # Errors
-    /// [`CommandError::Conflict`] while another one is being made or when the VM is starting or ending,
+    /// [`CommandError::Conflict`] while another one is being made, when the VM is starting or ending or in a network;
     /// [`CommandError::Gone`].
     pub fn checkpoint(
         &self,
@@ -289,6 +296,10 @@ impl Control {
         stop: bool,
     ) -> Result<OperationId, CommandError> {
         let not_now = |why: &str| Err(CommandError::Conflict(format!("checkpoint: {why}")));
+        // Before anything else: an operation that is begun would be in the way of a cut.
+        if self.shared.port().is_some() {
+            return Err(CommandError::Conflict(NOT_ALONE.into()));
+        }
         match self.shared.state() {
             VmState::Running | VmState::Paused => {}
             VmState::Starting => return not_now("the VM is still starting; ask again when it runs"),

@@ -162,6 +162,7 @@ impl Inner {
             match send(&line.socket, &packet.prefix(), frame) {
                 Ok(()) => {
                     if let Some(frame) = self.cut.sent(to) {
+                        self.traffic[to.index()].sent(&frame);
                         show(&mut self.capture, to, &frame);
                     }
                 }
@@ -246,6 +247,7 @@ impl Inner {
         }
         let packet = Packet::decode(packet)?.map(Frame::from);
         if let Content::Frame(frame) = &packet.content {
+            self.traffic[from.index()].received(frame);
             show(&mut self.capture, from, frame);
         }
         self.handle(Input::Arrived(from, packet))

@@ -15,6 +15,7 @@
 //! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut.
 
 mod line;
+mod link_counters;
 mod poll;
 mod stretch;
 
@@ -29,6 +30,7 @@ use crate::packet::{Colour, Node};
 use crate::switch::{Mac, Route, Switch};
 use crate::{Error, Link, Offloads, Result};
 use line::Line;
+pub use link_counters::LinkCounters;
 use poll::Poll;
 pub use stretch::Fault;
 
@@ -74,6 +76,7 @@ pub struct Port(Arc<Shared>);
 
 struct Shared {
     name: String,
+    me: Node,
     offloads: bool,
     poll: Poll,
     inner: Mutex<Inner>,
@@ -92,6 +95,8 @@ struct Inner {
     waits: u64,
     guest: Guest,
     counters: Counters,
+    /// By node.
+    traffic: Vec<LinkCounters>,
     capture: Option<Capture>,
 }
 
@@ -135,9 +140,10 @@ impl Port {
             waits: 0,
             guest: Guest::default(),
             counters: Counters::default(),
+            traffic: vec![LinkCounters::default(); setup.nodes.into()],
             capture: None,
         };
-        Ok(Port(Arc::new(Shared { name, offloads, poll, inner: Mutex::new(inner) })))
+        Ok(Port(Arc::new(Shared { name, me: setup.me, offloads, poll, inner: Mutex::new(inner) })))
     }
 
     /// Tells the cut something that comes from elsewhere than the card or a link.
@@ -174,6 +180,19 @@ impl Port {
     /// How often the guest had to wait, since a link was full.
     pub fn waits(&self) -> u64 {
         self.lock().waits
+    }
+
+    /// The number of its node.
+    pub fn node(&self) -> Node {
+        self.0.me
+    }
+
+    /// The links to other nodes, whether each is up, and what has gone over it since it was opened.
+    pub fn links(&self) -> Vec<(Node, bool, LinkCounters)> {
+        let inner = self.lock();
+        let all = (0..).map(Node).zip(inner.lines.iter().zip(&inner.traffic));
+        let others = all.filter(|(node, _)| *node != self.0.me);
+        others.map(|(node, (line, counters))| (node, line.is_some(), *counters)).collect()
     }
 
     /// What becomes of packets that come over the link to `peer` from now on. Without such a link: nothing.

@@ -1,11 +1,13 @@
 //! `GET /metrics`: a few numbers in Prometheus' text format (version 0.0.4), by hand.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
+use super::types::{LinkInfo, NetworkInfo, NicInfo, VmInfo};
 use crate::control::{Control, Shared};
 
 /// Numbers for Prometheus.
@@ -50,12 +52,56 @@ fn text(shared: &Shared) -> String {
         last_one("ckvmm_checkpoint_last_duration_us", "How long the last checkpoint took in all.", last.duration_us);
         last_one("ckvmm_checkpoint_last_written_bytes", "RAM that the last checkpoint wrote.", last.written_bytes);
     }
-    for (name, help, value) in shared.counters() {
-        number(&mut page, name, "counter", help, "", value);
+    let vm = VmInfo::of(shared);
+    cards(&mut page, &vm.nics);
+    if let Some(network) = &vm.network {
+        links(&mut page, network);
     }
     page
 }
 
+fn cards(page: &mut String, nics: &BTreeMap<String, NicInfo>) {
+    let mut counter = |name, help, value: fn(&NicInfo) -> u64| {
+        counters(page, name, help, nics.iter().map(|(id, nic)| (format!("{{nic=\"{id}\"}}"), value(nic))));
+    };
+    counter("ckvmm_nic_received_frames_total", "Frames given to the guest.", |nic| nic.received_frames);
+    counter("ckvmm_nic_received_bytes_total", "Their bytes.", |nic| nic.received_bytes);
+    counter("ckvmm_nic_receive_drops_total", "Frames that it could not be given.", |nic| nic.receive_drops);
+    counter("ckvmm_nic_transmitted_frames_total", "Frames of the guest.", |nic| nic.transmitted_frames);
+    counter("ckvmm_nic_transmitted_bytes_total", "Their bytes.", |nic| nic.transmitted_bytes);
+    counter("ckvmm_nic_transmit_drops_total", "Frames that were not sent.", |nic| nic.transmit_drops);
+}
+
+fn links(page: &mut String, network: &NetworkInfo) {
+    number(page, "ckvmm_network_colour", "gauge", "The last cut that is behind the VM.", "", network.colour);
+    let mut counter = |name, help, value: fn(&LinkInfo) -> u64| {
+        let of = |link: &LinkInfo| (format!("{{node=\"{}\"}}", link.node), value(link));
+        counters(page, name, help, network.links.iter().map(of));
+    };
+    counter("ckvmm_link_sent_frames_total", "Frames sent to that node.", |link| link.sent_frames);
+    counter("ckvmm_link_sent_bytes_total", "Their bytes.", |link| link.sent_bytes);
+    counter("ckvmm_link_received_frames_total", "Frames that came from that node.", |link| link.received_frames);
+    counter("ckvmm_link_received_bytes_total", "Their bytes.", |link| link.received_bytes);
+}
+
+/// A counter with a line for each label.
+fn counters(page: &mut String, name: &str, help: &str, values: impl Iterator<Item = (String, u64)>) {
+    let mut values = values.peekable();
+    if values.peek().is_some() {
+        head(page, name, "counter", help);
+    }
+    values.for_each(|(labels, value)| line(page, name, &labels, value));
+}
+
 fn number(page: &mut String, name: &str, kind: &str, help: &str, labels: &str, value: u64) {
-    writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}").expect("a String takes all");
+    head(page, name, kind, help);
+    line(page, name, labels, value);
+}
+
+fn head(page: &mut String, name: &str, kind: &str, help: &str) {
+    writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a String takes all");
+}
+
+fn line(page: &mut String, name: &str, labels: &str, value: u64) {
+    writeln!(page, "{name}{labels} {value}").expect("a String takes all");
 }

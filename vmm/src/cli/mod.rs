@@ -15,6 +15,7 @@ mod inspect;
 mod links;
 mod list;
 mod network;
+mod nodes;
 pub(crate) mod output;
 mod power;
 mod progress;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Clock, ExitStatus, links, output};
+use super::{Clock, ExitStatus, links, nodes, output};
 use crate::network::control::{Verb, ask, find_orphan, find_state};
 use crate::network::supervisor::{self, Restore};
 
@@ -56,14 +56,7 @@ enum NetworkVerb {
     Adopt(State),
     /// Checkpoint all VMs in one instant, and wait until that is durable
     Checkpoint(State),
-    /// Show the network's nodes
-    Status {
-        #[command(flatten)]
-        state: State,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status(nodes::Status),
     /// Press all power buttons; a guest that ignores its own is ended after its vm.json's stop_timeout
     Down {
         #[command(flatten)]
@@ -98,14 +91,7 @@ impl Args {
                 let dir = ask(&find_state(state.dir)?, Verb::Checkpoint)?;
                 output::print(dir.as_str().unwrap_or_default())?;
             }
-            NetworkVerb::Status { state, json } => {
-                let status = ask(&find_state(state.dir)?, Verb::Status)?;
-                if json {
-                    output::print_json(&status)?;
-                } else {
-                    output::print(&table(&status))?;
-                }
-            }
+            NetworkVerb::Status(status) => return status.run(),
             NetworkVerb::Down { state, force } => {
                 ask(&find_state(state.dir)?, if force { Verb::Kill } else { Verb::Down })?;
             }
@@ -114,32 +100,4 @@ impl Args {
         }
         Ok(ExitStatus::Success)
     }
-}
-
-fn table(status: &serde_json::Value) -> String {
-    let row = |node: &serde_json::Value| {
-        let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let part = &node["last_part"];
-        let number = |field: &str| part[field].as_u64().map_or_else(|| "-".into(), |number| number.to_string());
-        let pause = part["pause_us"].as_u64().map_or_else(|| "-".into(), output::time);
-        let so_far = &node["cut_so_far"];
-        let state = match (so_far["done_bytes"].as_u64(), so_far["total_bytes"].as_u64()) {
-            (Some(done), Some(total @ 1..)) => {
-                format!("{}, {} {} %", text(&node["state"]), text(&so_far["phase"]), done.saturating_mul(100) / total)
-            }
-            _ => text(&node["state"]),
-        };
-        vec![
-            text(&node["name"]),
-            state,
-            text(&node["pid"]).replace("null", "-"),
-            pause,
-            number("logged_frames"),
-            number("held_packets"),
-            number("dropped_frames"),
-            number("waits"),
-        ]
-    };
-    let header = ["NODE", "STATE", "PID", "PAUSE", "LOGGED", "HELD", "DROPPED", "WAITS"];
-    output::table(&header, status["nodes"].as_array().into_iter().flatten().map(row))
 }

@@ -3,11 +3,12 @@
 //! The order of virtio devices is the guest's order: disks, network cards, the entropy device. It is part of what a
 //! checkpoint means, since a device's address and line follow from it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ckvmm_devices::{
-    Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, PowerPort, PowerSink, PvPanic, Rng,
-    Serial, VirtioDevice, VirtioMmio, VmGenId,
+    Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, NetCounters, PowerPort, PowerSink,
+    PvPanic, Rng, Serial, VirtioDevice, VirtioMmio, VmGenId,
 };
 use ckvmm_net::{Link, Port, Tap};
 use ckvmm_snapshot::{LiveDisk, StateMap};
@@ -70,11 +71,15 @@ pub enum NicLink {
     Network(Port),
 }
 
+/// What network cards count, by id.
+pub type Cards = BTreeMap<String, Arc<NetCounters>>;
+
 /// All devices.
 pub struct Board {
     serial: Arc<Serial>,
     virtio: Vec<(String, Arc<VirtioMmio>)>,
     captured: Vec<(String, Arc<LiveDisk>)>,
+    cards: Cards,
     generation_id: VmGenId,
     power_button: Line,
     generation_changed: Line,
@@ -115,6 +120,7 @@ impl Board {
                 captured.push((id, disk));
             }
         }
+        let mut cards = Cards::new();
         for nic in nics {
             let link: Box<dyn Link> = match nic.link {
                 NicLink::Tap(tap) => Box::new(tap),
@@ -124,6 +130,7 @@ impl Board {
                 }
             };
             let net = Net::new(NetConfig { link, mac: nic.mac })?;
+            cards.insert(nic.id.clone(), net.counters());
             slots.add(format!("nic/{}", nic.id), Box::new(net), &mut buses.mmio)?;
         }
         slots.add("rng".into(), Box::new(Rng::new()), &mut buses.mmio)?;
@@ -133,6 +140,7 @@ impl Board {
             serial,
             virtio,
             captured,
+            cards,
             generation_id: VmGenId::new(GuestAddress(layout::VM_GENERATION_ID)),
             power_button: Line::new(vm, layout::POWER_BUTTON_GSI)?,
             generation_changed: Line::new(vm, layout::VM_GENERATION_GSI)?,
@@ -148,6 +156,11 @@ impl Board {
     /// The disks whose contents belong to a checkpoint.
     pub fn captured_disks(&self) -> &[(String, Arc<LiveDisk>)] {
         &self.captured
+    }
+
+    /// What the network cards count, by id.
+    pub fn cards(&self) -> &Cards {
+        &self.cards
     }
 
     /// Takes nothing new from the guest and waits for what is in flight. The I/O thread is parked; vCPUs may run.

@@ -23,7 +23,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use self::{
-    board::{Assembled, Backends, Board},
+    board::{Assembled, Backends, Board, Cards},
     events::Notify,
     huge_pages::Collapser,
     io_thread::IoThread,
@@ -167,6 +167,11 @@ impl Machine {
     /// The disks whose contents belong to a checkpoint, by id.
     pub fn captured_disks(&self) -> &[(String, Arc<LiveDisk>)] {
         self.board.captured_disks()
+    }
+
+    /// What the network cards count.
+    pub fn cards(&self) -> &Cards {
+        self.board.cards()
     }
 
     /// Guest RAM.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cli::ExitStatus,
     config::CheckpointMode,
-    control::VmState,
+    control::{NOT_ALONE, VmState},
     error::{Error, Result},
     host::terminal::say,
     network::{
@@ -120,10 +120,9 @@ impl Life<'_> {
     pub(super) fn refuses_alone(&self, operation: Option<Running>) -> bool {
         let refuses = self.session.network.is_some();
         if refuses {
-            let line = "checkpoint: this VM is part of a network; use `ckvmm network checkpoint`";
             match operation {
-                Some(operation) => operation.fail(line),
-                None => say(line),
+                Some(operation) => operation.fail(NOT_ALONE),
+                None => say(NOT_ALONE),
             }
         }
         refuses
@@ -142,7 +141,9 @@ impl Session {
             let verified_bytes = verified.bytes_done();
             Some(SoFar { phase: phase.unwrap_or_default(), done_bytes, total_bytes, verified_bytes })
         };
-        self.network = Some(invitation.accept(image, self.state.path(), events, so_far)?);
+        let member = invitation.accept(image, self.state.path(), events, so_far)?;
+        self.shared.set_port(member.port.clone());
+        self.network = Some(member);
         Ok(())
     }
 

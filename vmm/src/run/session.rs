@@ -163,7 +163,9 @@ impl Session {
         let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
         // First what the configuration names: that can be mended there.
         let backends = self.backends()?;
-        Machine::build(Hardware::make(ram, self.config.vcpus)?, backends, &notify)
+        let machine = Machine::build(Hardware::make(ram, self.config.vcpus)?, backends, &notify)?;
+        self.shared.set_cards(machine.cards().clone());
+        Ok(machine)
     }
 
     fn backends(&self) -> Result<Backends> {

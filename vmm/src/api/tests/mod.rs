@@ -224,9 +224,9 @@ fn bad_bodies_are_problems() {
 #[test]
 fn metrics_and_openapi() {
     let vm = Vm::new();
-    let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(7));
-    let (name, help) = ("ckvmm_tests_total", "Tests.");
-    vm.control.shared().show_counter(crate::control::Counter { name, help, value: counter });
+    let card = std::sync::Arc::new(ckvmm_devices::NetCounters::default());
+    card.received_frames.store(7, std::sync::atomic::Ordering::Relaxed);
+    vm.control.shared().set_cards([("eth0".to_owned(), card)].into());
     vm.client().post_for_location("/v1/checkpoints", &json!({})).unwrap();
     vm.next_checkpoint().done(done());
     let (status, head, page) = ask(&vm.path(), "GET", "/metrics", "");
@@ -238,12 +238,14 @@ fn metrics_and_openapi() {
         "ckvmm_memory_bytes 536870912",
         "ckvmm_checkpoints_total 1",
         "ckvmm_checkpoint_last_pause_us 10",
-        "ckvmm_tests_total 7",
-        "# TYPE ckvmm_tests_total counter",
+        "ckvmm_nic_received_frames_total{nic=\"eth0\"} 7",
+        "ckvmm_nic_transmit_drops_total{nic=\"eth0\"} 0",
+        "# TYPE ckvmm_nic_received_frames_total counter",
     ] {
         assert!(page.lines().any(|l| l == line), "{line} is not in\n{page}");
     }
     assert!(page.lines().any(|l| l.starts_with("ckvmm_vm_info{name=\"stub\"") && l.ends_with(",state=\"running\"} 1")));
+    assert_eq!(vm.client().get::<VmInfo>("/v1/vm").unwrap().nics["eth0"].received_frames, 7);
     let (status, _, document) = ask(&vm.path(), "GET", "/openapi.json", "");
     assert_eq!(status, 200);
     let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
