@@ -101,6 +101,10 @@ fn who_takes_over_hears_how_the_guests_end() {
     network.supervisor.messages.expect("c: 2 VMs taken over", LIMIT);
     network.consoles[0].type_bytes(b"c");
     network.members[0].wait(LIMIT);
+    // And a third one, what the second has heard.
+    network.supervisor.signal(Signal::SIGKILL);
+    network.supervisor = Ckvmm::start(home.path(), ["network", "adopt", "--state", "c.ckvmm"]);
+    network.supervisor.messages.expect("c: 1 VMs taken over", LIMIT);
     network.consoles[1].type_bytes(b"q");
     assert_eq!(network.supervisor.wait(LIMIT), CRASHED);
 }

@@ -105,6 +105,11 @@ impl<F: Payload> Cut<F> {
         !self.guest_is_off && !self.links.iter().any(|link| link.is_full(self.limits.slots))
     }
 
+    /// Whether frames still go over the link to `node`.
+    pub fn is_up(&self, node: Node) -> bool {
+        self.links.get(node.index()).is_some_and(Link::takes_frames)
+    }
+
     /// How many bytes wait for the guest.
     pub fn pending_bytes(&self) -> usize {
         self.inbox.bytes()

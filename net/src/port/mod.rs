@@ -187,12 +187,11 @@ impl Port {
         self.0.me
     }
 
-    /// The links to other nodes, whether each is up, and what has gone over it since it was opened.
+    /// The links to other nodes, whether frames still go over each, and what has gone over it since it was opened.
     pub fn links(&self) -> Vec<(Node, bool, LinkCounters)> {
         let inner = self.lock();
-        let all = (0..).map(Node).zip(inner.lines.iter().zip(&inner.traffic));
-        let others = all.filter(|(node, _)| *node != self.0.me);
-        others.map(|(node, (line, counters))| (node, line.is_some(), *counters)).collect()
+        let others = (0..).map(Node).zip(&inner.traffic).filter(|(node, _)| *node != self.0.me);
+        others.map(|(node, counters)| (node, inner.cut.is_up(node), *counters)).collect()
     }
 
     /// What becomes of packets that come over the link to `peer` from now on. Without such a link: nothing.

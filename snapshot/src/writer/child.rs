@@ -70,7 +70,7 @@ fn settle(keep: &[RawFd], parent: u32) {
         if libc::getppid() as u32 != parent {
             exit(1);
         }
-        // What is locked through them is free when the parent ends, however long this process waits for a CPU.
+        // What is locked through them is free when the parent ends, however long this process stands back after this.
         let mut next = 0;
         for kept in keep {
             if *kept > next {

@@ -121,6 +121,8 @@ pub struct NetworkInfo {
     pub held_packets: u64,
     /// Frames that found the guest's queue full.
     pub dropped_frames: u64,
+    /// Frames of the guest to nodes that are off or lost.
+    pub unreachable_frames: u64,
     /// How often the guest had to wait, since a link was full.
     pub waits: u64,
     /// Its links.
@@ -132,7 +134,7 @@ pub struct NetworkInfo {
 pub struct LinkInfo {
     /// The number of the node at the other end.
     pub node: u16,
-    /// Whether it is up: not when that node is off or lost.
+    /// Whether frames go over it: not when that node is off or lost.
     pub is_up: bool,
     /// Frames that have gone out.
     pub sent_frames: u64,
@@ -162,6 +164,7 @@ impl NetworkInfo {
             logged_frames: counters.logged,
             held_packets: counters.held,
             dropped_frames: counters.dropped,
+            unreachable_frames: counters.unreachable,
             waits: port.waits(),
             links: links.collect(),
         }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::network::State;
-use super::{ExitStatus, output, target};
-use crate::api::types::{NetworkInfo, VmInfo};
+use super::{ExitStatus, output};
+use crate::api::types::{LinkInfo, NetworkInfo, VmInfo};
+use crate::client::Client;
 use crate::network::control::{Verb, ask, find_state};
 
 /// Show the network's nodes
@@ -19,8 +20,8 @@ use crate::network::control::{Verb, ask, find_state};
   ckvmm network status
 
 COLOUR is the last cut that a VM has taken. RECEIVED and SENT are frames over its links, DROPPED those that found its
-guest's queue full or that it could not take, HELD those that waited for a cut, WAITS how often the guest waited for a
-full link, all since its VM was started. PAUSE and LOGGED are of the last checkpoint.")]
+guest's queue full and, since its guest was started, those that it could not take, HELD those that waited for a cut, WAITS
+how often the guest waited for a full link. PAUSE and LOGGED are of the last checkpoint.")]
 pub(super) struct Status {
     #[command(flatten)]
     state: State,
@@ -41,7 +42,7 @@ type Node = (Value, Option<VmInfo>);
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<ExitStatus> {
         let mut status = ask(&find_state(self.state.dir)?, Verb::Status)?;
-        let nodes = with_vms(&text(&status["name"]), status["nodes"].as_array().cloned().unwrap_or_default());
+        let nodes = with_vms(status["nodes"].as_array().cloned().unwrap_or_default());
         if self.json {
             status["nodes"] = nodes.into_iter().map(in_json).collect();
             output::print_json(&status)?;
@@ -55,19 +56,19 @@ impl Status {
 }
 
 /// Asks all VMs at once: one that stands still holds up nobody.
-fn with_vms(network: &str, nodes: Vec<Value>) -> Vec<Node> {
+fn with_vms(nodes: Vec<Value>) -> Vec<Node> {
     let vms: Vec<_> = thread::scope(|scope| {
-        let asked: Vec<_> = nodes.iter().map(|node| scope.spawn(|| vm_of(network, node))).collect();
+        let asked: Vec<_> = nodes.iter().map(|node| scope.spawn(|| vm_of(node))).collect();
         asked.into_iter().map(|vm| vm.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
     nodes.into_iter().zip(vms).collect()
 }
 
-/// The VM of a node that runs.
-fn vm_of(network: &str, node: &Value) -> Option<VmInfo> {
-    let vm = format!("{network}-{}", text(&node["name"]));
-    let ask = || target::client(Some(&vm), None).ok()?.within(PATIENCE).get("/v1/vm").ok();
-    (node["state"] == "on").then(ask).flatten()
+/// The VM of a node that runs, and no other that has its name.
+fn vm_of(node: &Value) -> Option<VmInfo> {
+    let socket = node["api_socket"].as_str().filter(|_| node["state"] == "on")?;
+    let vm: VmInfo = Client::new(socket.into()).ok()?.within(PATIENCE).get("/v1/vm").ok()?;
+    (node["pid"] == vm.pid).then_some(vm)
 }
 
 fn in_json((mut node, vm): Node) -> Value {
@@ -136,7 +137,7 @@ fn links(nodes: &[Node]) -> String {
     let name = |number: u16| nodes.get(usize::from(number)).map_or_else(none, |(node, _)| text(&node["name"]));
     let of = |network: &NetworkInfo| {
         let here = name(network.node);
-        let row = move |link: &crate::api::types::LinkInfo| {
+        let row = move |link: &LinkInfo| {
             let up = if link.is_up { "up" } else { "down" };
             let (sent, received) = (output::bytes(link.sent_bytes), output::bytes(link.received_bytes));
             let frames = (link.sent_frames.to_string(), link.received_frames.to_string());

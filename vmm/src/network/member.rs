@@ -26,7 +26,7 @@ use crate::host::terminal::say;
 /// How long a guest that is off waits for its last frames to go out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The file of a VM's state directory that says that its guest is off, and the status with which its VM ends.
+/// The file of a VM's state directory that says that its guest is off, and, when its VM has ended, with which status.
 pub const LEFT: &str = "left";
 
 /// What was under way at a cut, in order.
@@ -237,16 +237,35 @@ impl Member {
         self.port.leave(PATIENCE);
     }
 
-    /// The VM has no part in the network any more, and ends with `status`.
-    pub fn leave(&self, status: ExitStatus) {
+    /// The VM has no part in the network any more; how it ends is to be written down.
+    pub fn leave(self) -> LeftNote {
         // For a supervisor that takes over; without it this VM counts as lost.
-        let _ = fs::write(&self.left, status.code().to_string());
+        let _ = fs::write(&self.left, "");
         self.say(&FromMember::Left(self.port.colour().0));
+        LeftNote(self.left)
     }
 
     /// Where this VM's part of a cut goes.
     pub fn directory(&self, cut: Colour) -> impl AsRef<Path> {
         self.place.directory(cut)
+    }
+}
+
+/// Says that a VM has left its network, to whoever takes over.
+#[derive(Debug)]
+pub struct LeftNote(PathBuf);
+
+impl LeftNote {
+    /// With this the VM ends.
+    pub fn ends_with(&self, status: ExitStatus) {
+        let _ = fs::write(&self.0, status.code().to_string());
+    }
+
+    /// The status with which the VM with its state in `dir` has ended after it left; `None`: it has not left. One that left
+    /// and was then killed has failed.
+    pub fn read(dir: &Path) -> Option<u8> {
+        let text = fs::read_to_string(dir.join(LEFT)).ok()?;
+        Some(text.parse().unwrap_or(ExitStatus::Failed.code()))
     }
 }
 

@@ -64,11 +64,14 @@ impl Session {
         let paused = paused || self.network.is_some();
         let ended = self.live(machine, reboots, paused);
         self.shared.set_state(VmState::Stopping);
-        self.leave_network(&ended);
+        let left = self.leave_network(&ended);
         // Of a cut that is open here nothing comes any more.
         self.network = None;
         self.finish_writing(&ended);
         let ended = self.verification.judge(ended, &self.events);
+        if let Some(left) = left {
+            left.ends_with(*ended.as_ref().unwrap_or(&ExitStatus::Failed));
+        }
         self.shared.set_state(VmState::Off);
         drop(terminal);
         for disk in self.disks.iter().filter(|disk| disk.is_working_copy()) {

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     host::terminal::say,
     network::{
-        member::{Event, Invitation, Member},
+        member::{Event, Invitation, LeftNote, Member},
         message::{Part, SoFar, ToMember},
     },
     operations::{Asker, CheckpointDone, Operation, Running},
@@ -167,16 +167,14 @@ impl Session {
 
     /// The guest has ended: its links close in order, and the network goes on without it. Of a cut that it has taken it
     /// is a part, as a machine that ran: that is completed first, unless the end was forced, or is now.
-    pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) {
-        let (Some(member), Ok(status)) = (&self.network, ended) else { return };
+    pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) -> Option<LeftNote> {
+        let (Some(member), Ok(status)) = (&self.network, ended) else { return None };
         member.close_links();
         if matches!(status, ExitStatus::Success | ExitStatus::GuestCrashed) {
             member.attend();
             self.complete_cut();
         }
-        if let Some(member) = self.network.take() {
-            member.leave(*status);
-        }
+        self.network.take().map(Member::leave)
     }
 
     fn complete_cut(&mut self) {

@@ -25,7 +25,7 @@ pub(super) struct Receiver {
     buffer: Box<[u8]>,
     /// Length of the frame in `buffer` that waits for the guest; 0 if there is none.
     waiting: usize,
-    /// It was said that the guest's driver is not fit for what comes.
+    /// It was said that the guest's driver does not take what comes: once, however often it begins anew.
     is_said: bool,
 }
 
@@ -60,7 +60,7 @@ impl Receiver {
                 return Ok(false);
             }
             let fit = is_fit(&self.buffer[..self.waiting], active.features);
-            if !fit && !std::mem::replace(&mut self.is_said, true) {
+            if cable_up && !fit && !std::mem::replace(&mut self.is_said, true) {
                 let mend = "if that is a network of VMs, give its net.json \"offloads\": false";
                 tracing::warn!("link {}: frames come that the guest's driver does not take; {mend}", link.name());
             }
@@ -99,7 +99,6 @@ impl Receiver {
     /// Forgets the frame that waits: the driver that it was for is gone.
     pub(super) fn forget(&mut self) {
         self.waiting = 0;
-        self.is_said = false;
     }
 
     /// Reads a frame, whatever it is worth; `false` if there is none.

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/network.json              what the network is, written when a life of it begins
 //! STATE/NODE/supervisor.sock      where a VM hears a supervisor, one at a time
-//! STATE/NODE/left                 its guest is off; the status with which its VM ends
+//! STATE/NODE/left                 its guest is off; the status with which its VM has ended
 //! ```
 //!
 //! Invariant: there is one supervisor, since it holds `network.lock` and the store's, and a VM listens to no second one while
@@ -31,7 +31,7 @@ use crate::host::terminal::say;
 use crate::network::channel::Channel;
 use crate::network::control;
 use crate::network::failure::Failures;
-use crate::network::member::LEFT;
+use crate::network::member::{LEFT, LeftNote};
 use crate::network::store::NetStore;
 
 /// What is written down of a life of a network.
@@ -101,7 +101,8 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
             None if is_on => Member::Lost,
             None => Member::Off,
         });
-        supervisor.seats.push(Seat { name: node.name, nic: node.nic, mac: node.mac, process, part: None });
+        let before = LeftNote::read(&dir);
+        supervisor.seats.push(Seat { process, before, ..Seat::new(node.name, node.nic, node.mac) });
     }
     let running = members.iter().filter(|member| **member == Member::On).count();
     let mend = "`ckvmm network restore` continues its last checkpoint";
@@ -168,11 +169,10 @@ impl Supervisor {
         hear(&channel, move |heard| drop(said.send(Event::Member(life, node, heard)))).ok()?;
         // Its lock goes when its process ends.
         let lock = File::open(dir.join("lock")).ok()?;
-        let left = dir.join(LEFT);
+        let dir = dir.to_path_buf();
         let wait = move || {
             let _ = lock.lock();
-            let status = fs::read_to_string(left).ok().and_then(|status| status.parse().ok());
-            drop(ended.send(Event::Member(life, node, Heard::End(status))));
+            drop(ended.send(Event::Member(life, node, Heard::End(LeftNote::read(&dir)))));
         };
         std::thread::Builder::new().name("node".into()).spawn(wait).ok()?;
         Some(Process { pid, channel, silent: false, ended: None })

@@ -83,6 +83,8 @@ struct Seat {
     process: Option<Process>,
     /// What it said of its part of the last cut.
     part: Option<Part>,
+    /// With this status its VM had ended before this supervisor took over.
+    before: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -312,6 +314,10 @@ impl Supervisor {
 }
 
 impl Seat {
+    fn new(name: Id, nic: Id, mac: [u8; 6]) -> Seat {
+        Seat { name, nic, mac, process: None, part: None, before: None }
+    }
+
     fn runs(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.ended.is_none() || !process.silent)
     }

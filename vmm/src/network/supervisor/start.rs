@@ -222,11 +222,7 @@ impl Supervisor {
         self.seats.clear();
         let on = nodes.iter().position(|node| node.arguments.is_some() && self.terms.has_job_on(&node.name));
         self.follow(on, self.last.is_some(), None)?;
-        let seat = |node: &Beginner| {
-            let (name, nic) = (node.name.clone(), node.nic.clone());
-            Seat { name, nic, mac: node.mac, process: None, part: None }
-        };
-        self.seats = nodes.iter().map(seat).collect();
+        self.seats = nodes.iter().map(|node| Seat::new(node.name.clone(), node.nic.clone(), node.mac)).collect();
         // Of a life before.
         nodes.iter().for_each(|node| _ = fs::remove_file(self.state.join(&*node.name).join(LEFT)));
         self.write_record()?;

@@ -5,6 +5,7 @@ use ckvmm_net::coordinator::Member;
 use serde_json::{Value, json};
 
 use super::{Seat, Supervisor};
+use crate::api::socket::default_path;
 use crate::cli::ExitStatus;
 use crate::network::message::SoFar;
 
@@ -17,7 +18,8 @@ impl Supervisor {
         if let Some(status) = self.job.as_ref().and_then(|job| job.verdict?) {
             return ExitStatus::Job(status);
         }
-        let ended = || self.seats.iter().filter_map(|seat| seat.process.as_ref()?.ended).flatten();
+        let status = |seat: &Seat| seat.process.as_ref().map_or(seat.before, |process| process.ended?);
+        let ended = || self.seats.iter().filter_map(status);
         let lost = self.coordinator.members().contains(&Member::Lost);
         if self.job.is_none() && !lost && ended().all(|status| status == ExitStatus::Success.code()) {
             ExitStatus::Success
@@ -33,7 +35,7 @@ impl Supervisor {
         let nodes = self.seats.iter().zip(self.coordinator.members());
         let so_far = |node| self.deadline.as_ref().and_then(|deadline| deadline.so_far(Node(node)));
         let nodes: Vec<Value> =
-            nodes.zip(0..).map(|((seat, member), node)| show(seat, *member, so_far(node))).collect();
+            nodes.zip(0..).map(|((seat, member), node)| self.show_node(seat, *member, so_far(node))).collect();
         json!({
             "name": self.terms.name,
             "pid": std::process::id(),
@@ -43,6 +45,24 @@ impl Supervisor {
             "last_checkpoint": self.last,
             "restores": self.failures.restores(),
             "nodes": nodes,
+        })
+    }
+
+    fn show_node(&self, seat: &Seat, member: Member, so_far: Option<&SoFar>) -> Value {
+        let state = match member {
+            Member::On => "on",
+            Member::Off => "off",
+            Member::Lost => "lost",
+        };
+        let vm = format!("{}-{}", self.terms.name, seat.name);
+        json!({
+            "name": seat.name,
+            "state": state,
+            "pid": seat.process.as_ref().map(|process| process.pid.as_raw()),
+            // Where its VM, which has this environment, listens.
+            "api_socket": vm.parse().ok().map(|vm| default_path(&vm)),
+            "cut_so_far": so_far,
+            "last_part": seat.part,
         })
     }
 
@@ -59,19 +79,4 @@ impl Supervisor {
             sum(|part| part.logged_frames),
         )
     }
-}
-
-fn show(seat: &Seat, member: Member, so_far: Option<&SoFar>) -> Value {
-    let state = match member {
-        Member::On => "on",
-        Member::Off => "off",
-        Member::Lost => "lost",
-    };
-    json!({
-        "name": seat.name,
-        "state": state,
-        "pid": seat.process.as_ref().map(|process| process.pid.as_raw()),
-        "cut_so_far": so_far,
-        "last_part": seat.part,
-    })
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Clock;
 use crate::config::{CheckpointConfig, Id};
-use crate::network::config::NetConfig;
+use crate::network::config::{NetConfig, default_offloads};
 use crate::network::failure::OnFailure;
 use crate::network::job::Job;
 use crate::network::manifest::Manifest;
@@ -20,6 +20,7 @@ pub(super) struct Terms {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) job: Option<Job>,
     /// Whether its cards offer offloads.
+    #[serde(default = "default_offloads")]
     pub(super) offloads: bool,
     /// What was to be other than in the checkpoint that it began from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
