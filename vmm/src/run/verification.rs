@@ -24,8 +24,9 @@ use crate::{
 
 /// How often somebody who waits looks whether he is still to wait.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// For how long a VM that is restored alone has the CPUs to itself: those of a network begin when all are there. However low its priority, from a thread that computes already the
-/// scheduler takes the CPU only at its next tick, for which a vCPU that is to run for the first time would wait: 4 ms.
+/// For how long a restored VM has the CPUs to itself. However low its priority, from a thread that computes already the
+/// scheduler takes the CPU only at its next tick, for which a vCPU that is to run for the first time would wait: 4 ms at
+/// 250 Hz. It serves a VM that is restored alone: one of a network waits for the others, which may take longer.
 const HEAD_START: Duration = Duration::from_millis(50);
 
 /// How the comparison stands. Cheap to clone.
