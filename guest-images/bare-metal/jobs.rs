@@ -236,9 +236,11 @@ impl Account {
         arena.1 + self.more.1
     }
 
-    /// Begins to look at the clock: what has passed so far is not the machine's doing.
+    /// Begins to look at the clock: what has passed so far is not the machine's doing. A job that was asked goes on for a
+    /// while before it is asked again: to say something takes it far longer than a step.
     fn begin(&mut self) {
         self.last_tsc = tsc();
+        self.last_poll = self.last_tsc;
     }
 
     /// Looks at the clock and accounts for the time since the last look; now and then at the serial line too.
