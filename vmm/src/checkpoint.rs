@@ -103,6 +103,9 @@ pub fn begin(
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
+    if plan.writer != Writer::Stop {
+        prepared.expect_fork();
+    }
     let ran = machine.is_running();
     let (stopped, cpu) = (Instant::now(), cpu_time());
     let captured = machine.pause().and_then(|paused| {

@@ -15,6 +15,7 @@
 
 mod child;
 mod results;
+mod tables;
 
 use std::fmt;
 use std::fs::File;
@@ -44,7 +45,8 @@ use crate::write_out;
 /// All that is needed to write guest RAM; made while the guest still runs.
 pub struct PreparedWriter {
     target: Target,
-    chunks: ChunkWriter,
+    /// Large, and passed on while the guest stands still.
+    chunks: Box<ChunkWriter>,
     /// In the order in which they are written, with their numbers.
     order: Vec<(usize, PlannedChunk)>,
     /// The descriptors that a child needs, ascending.
@@ -54,7 +56,9 @@ pub struct PreparedWriter {
 /// A child that writes guest RAM. It is killed if this is dropped.
 #[derive(Debug)]
 pub struct ForkedWriter {
-    target: Target,
+    /// What the child has a copy of. To free what is not needed here any more takes time, which the guest's pause need not
+    /// last.
+    writer: PreparedWriter,
     child: Child,
 }
 
@@ -64,6 +68,12 @@ pub struct Refused {
     pub error: Error,
     /// As it was: what it would have written can be written without a child.
     pub writer: PreparedWriter,
+}
+
+impl fmt::Debug for PreparedWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.target.fmt(f)
+    }
 }
 
 impl fmt::Debug for Refused {
@@ -107,7 +117,7 @@ impl PreparedWriter {
         let file_bytes = memory::file_bytes(&regions);
         files::set_len(&file, &path, file_bytes)?;
         let results = Results::new(chunk_ranges(file_bytes).count()).map_err(no_writer)?;
-        let chunks = ChunkWriter::new(mapped, base.clone().map(Base::new), &file);
+        let chunks = Box::new(ChunkWriter::new(mapped, base.clone().map(Base::new), &file));
         let mut descriptors: Vec<RawFd> = chunks.descriptors().chain([file.as_raw_fd()]).collect();
         descriptors.sort_unstable();
         let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
@@ -116,16 +126,23 @@ impl PreparedWriter {
         Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, order, descriptors })
     }
 
+    /// Shortens the next [`PreparedWriter::fork`] of this thread. To be called just before the guest is stopped for it.
+    pub fn expect_fork(&self) {
+        // A chunk is as large as a huge page.
+        tables::make_ready(self.order.len());
+    }
+
     /// Forks the child, which has the memory as it is now and waits for [`ForkedWriter::begin`]. `memory` must not change
     /// before this returns.
     ///
     /// # Errors
     /// If the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter, Box<Refused>> {
-        let PreparedWriter { target, mut chunks, order, descriptors } = self;
+        let mut writer = self;
+        let PreparedWriter { target, chunks, order, descriptors } = &mut writer;
         let work = || {
             target.results.await_begin();
-            match target.write(memory, &mut chunks, &order, |planned| {
+            match target.write(memory, chunks, order, |planned| {
                 child::give_back(memory, planned);
                 Ok(())
             }) {
@@ -137,12 +154,9 @@ impl PreparedWriter {
                 Err(Stop::Cancelled(_)) => 2,
             }
         };
-        match child::fork(&descriptors, work) {
-            Ok(child) => Ok(ForkedWriter { target, child }),
-            Err(source) => {
-                let writer = PreparedWriter { target, chunks, order, descriptors };
-                Err(Box::new(Refused { error: no_writer(source), writer }))
-            }
+        match child::fork(descriptors, work) {
+            Ok(child) => Ok(ForkedWriter { writer, child }),
+            Err(source) => Err(Box::new(Refused { error: no_writer(source), writer })),
         }
     }
 
@@ -222,23 +236,24 @@ impl Target {
 impl ForkedWriter {
     /// Lets the child begin: once the guest runs, for a child that is at work takes a CPU from a guest about to resume.
     pub fn begin(&self) {
-        self.target.results.begin();
+        self.writer.target.results.begin();
     }
 
     /// Waits until all is written.
-    pub(crate) fn wait(mut self, progress: &Progress) -> Result<WrittenMemory> {
+    pub(crate) fn wait(self, progress: &Progress) -> Result<WrittenMemory> {
         self.begin();
-        self.target.begin(progress);
+        let ForkedWriter { writer: PreparedWriter { target, .. }, mut child } = self;
+        target.begin(progress);
         let status = loop {
-            progress.reach(self.target.results.bytes_done())?;
-            let ended = self.child.wait().map_err(|source| self.target.error(Trouble::Write(source)))?;
+            progress.reach(target.results.bytes_done())?;
+            let ended = child.wait().map_err(|source| target.error(Trouble::Write(source)))?;
             if let Some(status) = ended {
                 break status;
             }
         };
         match status {
-            WaitStatus::Exited(_, 0) => Ok(self.target.finish()),
-            WaitStatus::Exited(..) => Err(self.target.error(self.target.results.failure())),
+            WaitStatus::Exited(_, 0) => Ok(target.finish()),
+            WaitStatus::Exited(..) => Err(target.error(target.results.failure())),
             WaitStatus::Signaled(_, Signal::SIGKILL, _) => Err(Error::Writer {
                 why: "was killed: this host is out of memory, or somebody ended it".to_owned(),
                 mend: "free memory, or use mode \"stop\"",

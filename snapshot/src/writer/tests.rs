@@ -67,7 +67,7 @@ fn a_writer_waits_for_its_word() {
         assert!(begun.elapsed() < Duration::from_secs(60), "{}", fs::read_to_string(&stat).expect("it lives"));
         std::thread::yield_now();
     }
-    assert_eq!(writer.target.results.bytes_done(), 0);
+    assert_eq!(writer.writer.target.results.bytes_done(), 0);
     writer.wait(&Progress::new()).expect("who waits for it lets it begin");
 }
 
