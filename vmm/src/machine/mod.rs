@@ -122,20 +122,25 @@ impl Machine {
         if self.running {
             return Ok(());
         }
+        self.set_time_right()?;
+        self.frozen = None;
+        self.running = true;
+        self.board.undrain();
+        // The guest first: what its devices have to do waits in their eventfds.
+        self.vcpus.run();
+        self.io.run();
+        Ok(())
+    }
+
+    /// Lets the vCPUs go when it returns: what runs next waits for no lock.
+    fn set_time_right(&self) -> Result<()> {
         let fds = self.vcpus.lock();
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
         if let Some((clock, policy)) = &self.frozen {
             clock.restore_tsc(&self.vm, &fds, *policy)?;
             clock.restore_kvmclock(&self.vm, *policy)?;
         }
-        fds.iter().try_for_each(|fd| tell_of_pause(fd))?;
-        drop(fds);
-        self.frozen = None;
-        self.running = true;
-        self.board.undrain();
-        self.io.run();
-        self.vcpus.run();
-        Ok(())
+        fds.iter().try_for_each(|fd| tell_of_pause(fd))
     }
 
     /// What becomes of the time of a restored machine that has not run.

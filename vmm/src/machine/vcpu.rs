@@ -146,6 +146,7 @@ impl Vcpus {
         let mut state = self.gate.lock();
         state.order = order;
         self.gate.running.store(order == Order::Run, Ordering::SeqCst);
+        drop(state);
         self.gate.changed.notify_all();
     }
 
