@@ -241,12 +241,9 @@ impl Session {
         }
     }
 
-    /// Removes the oldest numbered checkpoints of this VM's life beyond `checkpoint.keep`. That one cannot be removed
-    /// is no reason to disturb the guest.
+    /// Has those removed that are one too many.
     fn prune(&self) {
         let Some(keep) = self.config.checkpoint.keep else { return };
-        if let Err(error) = self.store.prune(keep as usize, Some(self.origin.lineage)) {
-            say(&format!("old checkpoints cannot be removed: {error}"));
-        }
+        self.finisher.prune(self.store.clone(), keep as usize, self.origin.lineage);
     }
 }

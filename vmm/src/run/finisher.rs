@@ -1,4 +1,5 @@
-//! The thread on which checkpoints are finished while the guest runs: one at a time, in the order they were begun.
+//! The thread on which checkpoints are finished while the guest runs, one at a time, in the order they were begun, and
+//! old ones removed.
 
 use std::{
     path::Path,
@@ -6,16 +7,18 @@ use std::{
         Arc,
         mpsc::{self, Receiver, Sender},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
-use ckvmm_snapshot::{Image, Progress};
+use ckvmm_snapshot::{Image, Progress, Store};
+use uuid::Uuid;
 
 use super::{session::Event, verification::Verification};
 use crate::{
     checkpoint::Begun,
     config::Id,
     error::{Error, Result},
+    host::terminal::say,
     network::member::Log,
     operations::{CheckpointDone, Running},
 };
@@ -84,27 +87,67 @@ fn is_sound(verification: &Verification, progress: &Progress) -> Result<()> {
     }
 }
 
-/// The thread. It ends when this is gone and its work done.
+/// What the thread does besides the VM.
 #[derive(Debug)]
-pub(super) struct Finisher(Sender<Unfinished>);
+enum Work {
+    Finish(Box<Unfinished>),
+    Prune { store: Store, keep: usize, lineage: Uuid },
+}
+
+/// The thread. When this goes, its work is done.
+#[derive(Debug)]
+pub(super) struct Finisher {
+    /// `None` at the end.
+    work: Option<Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Finisher {
     /// Starts the thread, which tells `events` of each checkpoint that it has finished.
     pub(super) fn start(events: Sender<Event>) -> Result<Self> {
-        let (sender, work) = mpsc::channel::<Unfinished>();
+        let (sender, work) = mpsc::channel();
         let run = move || {
-            for unfinished in work {
-                // A main loop that has ended needs no word of it.
-                drop(events.send(Event::Checkpoint(Box::new(unfinished.finish()))));
+            for work in work {
+                match work {
+                    // A main loop that has ended needs no word of it.
+                    Work::Finish(unfinished) => drop(events.send(Event::Checkpoint(Box::new(unfinished.finish())))),
+                    Work::Prune { store, keep, lineage } => prune(&store, keep, lineage),
+                }
             }
         };
-        thread::Builder::new().name("checkpoint".into()).spawn(run).map_err(Error::os("starting a thread"))?;
-        Ok(Finisher(sender))
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(run);
+        Ok(Finisher { work: Some(sender), thread: Some(thread.map_err(Error::os("starting a thread"))?) })
     }
 
     /// Hands one over.
     pub(super) fn finish(&self, unfinished: Unfinished) {
+        self.hand_over(Work::Finish(Box::new(unfinished)));
+    }
+
+    /// Removes the oldest numbered checkpoints of the VM's life `lineage` beyond `keep`. To give back the room of a large
+    /// one takes time, for which nobody waits.
+    pub(super) fn prune(&self, store: Store, keep: usize, lineage: Uuid) {
+        self.hand_over(Work::Prune { store, keep, lineage });
+    }
+
+    fn hand_over(&self, work: Work) {
         // The thread lives as long as this does: it ends only when the channel is closed.
-        self.0.send(unfinished).expect("the thread does not panic");
+        let thread = self.work.as_ref().expect("it is there until the end");
+        thread.send(work).expect("the thread does not panic");
+    }
+}
+
+impl Drop for Finisher {
+    fn drop(&mut self) {
+        self.work = None;
+        // It panics nowhere.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// That one cannot be removed is no reason to disturb the guest.
+fn prune(store: &Store, keep: usize, lineage: Uuid) {
+    if let Err(error) = store.prune(keep, Some(lineage)) {
+        say(&format!("old checkpoints cannot be removed: {error}"));
     }
 }

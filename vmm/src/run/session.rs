@@ -89,7 +89,6 @@ pub(super) struct Session {
     pub(super) verified: Arc<Progress>,
     /// Number of the machine that runs.
     pub(super) machine: AtomicU64,
-    pub(super) finisher: Finisher,
     /// What the next checkpoint builds on: the last one that was made, or the one that the VM was restored from.
     pub(super) base: Option<Arc<Image>>,
     /// What the checkpoints so far say of the next one.
@@ -101,6 +100,8 @@ pub(super) struct Session {
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
     pub(super) then_stop: bool,
+    /// Last: its end is waited for, and it may wait for what has an end here.
+    pub(super) finisher: Finisher,
 }
 
 impl Session {
