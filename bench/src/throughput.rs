@@ -1,13 +1,18 @@
 //! How fast an image is written, and how fast `dd` writes as much to the same file system, in turns.
+//!
+//! A writer digests what it writes, and the core that it has to itself does one thing at a time: where the file system is
+//! memory, it is as fast as `dd` and the digests after each other, at most.
 
 use std::{
-    fs,
+    fs::{self, File},
+    hint::black_box,
     path::Path,
     process::{Command, Stdio},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use ckvmm_snapshot::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,6 +25,10 @@ use crate::{
 
 /// How often each of them.
 const ROUNDS: usize = 5;
+/// What a device may take to discard an image.
+const DISCARD: Duration = Duration::from_secs(2);
+/// Bytes.
+const DIGESTED: usize = 256 << 20;
 
 /// Bytes in a second, to the disk and not only to its cache.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,13 +36,15 @@ pub(crate) struct Throughput {
     place: Place,
     dd: f64,
     ckvmm: f64,
+    /// What one core can do that writes as `dd` does, and digests; of what is in memory.
+    at_most: Option<f64>,
 }
 
 /// Measures each place; the guest works while `dd` writes, as it does while its image is written.
 pub(crate) fn measure(touched_mib: u64, scratch: &mut Scratch) -> Vec<Throughput> {
     heading(
         &format!("Writing {touched_mib} MiB, from the request until it is on the disk"),
-        &["file system", "dd with fsync MiB/s", "ckvmm MiB/s", "of dd's"],
+        &["file system", "dd with fsync MiB/s", "ckvmm MiB/s", "of dd's", "dd and digests on one core MiB/s"],
     );
     [Place::Tmpfs, Place::Disk].map(|place| measure_in(place, touched_mib, scratch)).into()
 }
@@ -42,21 +53,48 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
     let case = Case { place, ..Case::new(touched_mib, 16) };
     let mut guest = Guest::boot(Method::CkvmmFork, case, scratch);
     let file = scratch.dir(place).join("dd");
+    // Not zeros, which would be one page of the host's, and in the cache; and as large as no cache is.
+    let content = vec![1; DIGESTED];
+    let mut digests = Vec::with_capacity(ROUNDS);
     let (dd, ckvmm): (Vec<f64>, Vec<f64>) = (0..ROUNDS)
         .map(|_| {
             // As long as before a checkpoint: pages that were free for a while cost more where the host is a guest itself.
             thread::sleep(SETTLE);
             let dd = dd(&file, touched_mib);
+            forget(scratch.place(place));
+            digests.push(digest(&content));
             let sample = guest.checkpoint();
             // Without it the next one is a full one, too.
             fs::remove_dir_all(guest.vm.image()).expect("it was just made");
+            forget(scratch.place(place));
             (dd, sample.written / sample.durable)
         })
         .unzip();
-    let [dd, ckvmm] = [dd, ckvmm].map(median);
-    let name = if place == Place::Tmpfs { "tmpfs" } else { "the disk's" };
-    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0)]);
-    Throughput { place, dd, ckvmm }
+    let [dd, ckvmm, digests] = [dd, ckvmm, digests].map(median);
+    let (name, at_most) = match place {
+        Place::Tmpfs => ("tmpfs", Some(1.0 / (1.0 / dd + 1.0 / digests))),
+        Place::Disk => ("the disk's", None),
+    };
+    let at_most_mib = at_most.map_or_else(String::new, |rate| mib(rate, 0));
+    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0), at_most_mib]);
+    Throughput { place, dd, ckvmm, at_most }
+}
+
+/// Bytes in a second that the guest's memory can be digested, chunk by chunk, by one core.
+fn digest(content: &[u8]) -> f64 {
+    let begun = Instant::now();
+    for chunk in content.chunks(2 << 20) {
+        black_box(Digest::of(chunk));
+    }
+    content.len() as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Has a file system do now what removing a file means for it, discarding blocks on the device for one: with its next
+/// flush it would, and whoever asks for that would wait for it. The device has time to do it.
+fn forget(place: &Path) {
+    let dir = File::open(place).expect("it is the run's own");
+    nix::unistd::syncfs(dir).expect("its file system can be flushed");
+    thread::sleep(DISCARD);
 }
 
 fn dd(file: &Path, mib: u64) -> f64 {
