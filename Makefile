@@ -44,6 +44,8 @@ bench-network: override ARGS += --network
 bench-network: bench ## what checkpoints of a network cost (ARGS=--quick: fewer and smaller ones)
 
 soak: deps images ## the long tests
+	@tests/deps --soak
+	@guest-images/debian/stock
 	@tests/all --soak
 
 clean: ## remove what was made, except cargo's target/

@@ -39,6 +39,12 @@ impl<'a> Network<'a> {
         Self::running(home, supervisor, "c.ckvmm", nodes)
     }
 
+    /// Boots the `nodes` of `net.json`, and its job with them.
+    pub(crate) fn run(home: &'a Home, nodes: usize) -> Self {
+        let supervisor = Ckvmm::start(home.path(), ["network", "run", "net.json"]);
+        Self::running(home, supervisor, "c.ckvmm", nodes)
+    }
+
     pub(crate) fn restore(home: &'a Home, checkpoint: &str, nodes: usize, state: &str) -> Self {
         let supervisor = Ckvmm::start(home.path(), ["network", "restore", checkpoint, "--state", state]);
         Self::running(home, supervisor, state, nodes)
@@ -94,6 +100,14 @@ impl Drop for Network<'_> {
 
 /// Writes `net.json`, with these fields too, and what it names.
 pub(crate) fn describe(home: &Home, nodes: usize, jobs: &str, fields: &Value) {
+    let mut config = config::add_to_cmdline(config::linux(jobs), "{network} ckvmm.to=n-0");
+    // What is written while guests are busy takes its time.
+    config["memory"] = "96MiB".into();
+    describe_as(home, nodes, &config, fields);
+}
+
+/// The same for nodes of that configuration.
+pub(crate) fn describe_as(home: &Home, nodes: usize, config: &Value, fields: &Value) {
     let mut net = json!({
         "version": 1, "name": "c", "subnet": "10.77.0.0/24",
         "nodes": [{ "name": "n", "count": nodes, "config": "vm.json" }],
@@ -101,10 +115,7 @@ pub(crate) fn describe(home: &Home, nodes: usize, jobs: &str, fields: &Value) {
     });
     net.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     fs::write(home.path().join("net.json"), net.to_string()).unwrap();
-    let mut config = config::add_to_cmdline(config::linux(jobs), "{network} ckvmm.to=n-0");
-    // What is written while guests are busy takes its time.
-    config["memory"] = "96MiB".into();
-    config::write(home.path(), &config);
+    config::write(home.path(), config);
 }
 
 fn open_console(home: &Path, node: usize) -> (UnixStream, Lines) {

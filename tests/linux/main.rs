@@ -12,6 +12,7 @@ mod life;
 mod matrix;
 mod network;
 mod preemption;
+mod stock;
 mod survival;
 mod traffic;
 mod vm;

@@ -30,7 +30,15 @@ pub fn ckvmm() -> PathBuf {
 /// # Panics
 /// If it is not there.
 pub fn guest(file: &str) -> PathBuf {
-    let path = root().join("build/guest").join(file);
-    assert!(path.exists(), "{} is not there; make it with `make images`", path.display());
+    made("guest", file, "make images")
+}
+
+/// A file that `maker` makes in the folder `dir` of all that is made.
+///
+/// # Panics
+/// If it is not there.
+pub fn made(dir: &str, file: &str, maker: &str) -> PathBuf {
+    let path = root().join("build").join(dir).join(file);
+    assert!(path.exists(), "{} is not there; make it with `{maker}`", path.display());
     path.canonicalize().expect("it exists")
 }
