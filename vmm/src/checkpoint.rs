@@ -99,12 +99,12 @@ pub fn begin(
 ) -> Result<Begun> {
     let started = Instant::now();
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
-    let prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
+    let mut prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
     if plan.writer != Writer::Stop {
-        prepared.expect_fork();
+        prepared.expect_fork(machine.vcpus());
     }
     let ran = machine.is_running();
     let (stopped, cpu) = (Instant::now(), cpu_time());

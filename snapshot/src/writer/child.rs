@@ -19,9 +19,13 @@ use crate::memory::PlannedChunk;
 
 /// How often somebody who waits for a child looks how far it is, in milliseconds.
 const LOOK_EVERY_MS: u16 = 50;
-/// Niceness of the child: the guest's vCPUs come first, three parts of four of a CPU that one of them keeps busy. Much more
-/// and, where all CPUs are busy, a checkpoint takes so long that copy-on-write costs the guest more than it is spared.
+/// What a child beside as many vCPUs as CPUs adds to its parent's niceness: these come first, with three parts of four of a CPU that one of them
+/// keeps busy. Much more and, where all CPUs are busy, a checkpoint takes so long that copy-on-write costs the guest more
+/// than it is spared.
 const NICE: libc::c_int = 5;
+/// How much less of a CPU one niceness more takes; see sched(7).
+const PER_NICE: f64 = 1.25;
+const NICE_MAX: libc::c_int = 19;
 /// Best effort, the last of its eight levels; see ioprio_set(2).
 const IO_PRIORITY: libc::c_int = (2 << 13) | 7;
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
@@ -34,8 +38,17 @@ pub(super) struct Child {
     reaped: bool,
 }
 
-/// Runs `work` in a child, whose exit status it returns; of the descriptors the child keeps only `keep`, ascending.
-pub(super) fn fork(keep: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Child> {
+/// What a child beside `vcpus` adds to its parent's niceness: where they are more than the host's CPUs, and all are busy, what it has left of one
+/// is still about a fourth, as far as that takes no privilege.
+pub(super) fn niceness(vcpus: usize, cpus: usize) -> libc::c_int {
+    let share = vcpus as f64 / cpus.max(1) as f64;
+    let steps = share.max(1.0).log(PER_NICE).round() as libc::c_int;
+    (NICE - steps).max(0)
+}
+
+/// Runs `work` in a child, whose exit status it returns, with `nice` more niceness than this one; of the descriptors the
+/// child keeps only `keep`, ascending.
+pub(super) fn fork(keep: &[RawFd], nice: libc::c_int, work: impl FnOnce() -> i32) -> io::Result<Child> {
     let parent = std::process::id();
     // The child has no use for our handlers, nor for a Ctrl-C at the terminal.
     let signals = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
@@ -46,7 +59,7 @@ pub(super) fn fork(keep: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Chi
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
     if pid == 0 {
         let _exit = ExitOnUnwind;
-        settle(keep, parent);
+        settle(keep, nice, parent);
         exit(work());
     }
     let failed = (pid < 0).then(io::Error::last_os_error);
@@ -62,7 +75,7 @@ pub(super) fn fork(keep: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Chi
 }
 
 /// The child's: to be out of everybody's way, and to end with its parent. What it cannot have it does without.
-fn settle(keep: &[RawFd], parent: u32) {
+fn settle(keep: &[RawFd], nice: libc::c_int, parent: u32) {
     // SAFETY: system calls that take integers, constant strings and a structure of integers, for which zeros are valid,
     // and concern this process alone. Its descriptors are copies: closing them takes nothing from the parent.
     unsafe {
@@ -89,7 +102,7 @@ fn settle(keep: &[RawFd], parent: u32) {
         let mut attributes: libc::sched_attr = std::mem::zeroed();
         attributes.size = size_of::<libc::sched_attr>() as u32;
         attributes.sched_policy = libc::SCHED_BATCH as u32;
-        attributes.sched_nice = NICE;
+        attributes.sched_nice = (libc::getpriority(libc::PRIO_PROCESS, 0) + nice).min(NICE_MAX);
         libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
     }

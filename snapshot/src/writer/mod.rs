@@ -20,9 +20,11 @@ mod tables;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -51,6 +53,8 @@ pub struct PreparedWriter {
     order: Vec<(usize, PlannedChunk)>,
     /// The descriptors that a child needs, ascending.
     descriptors: Vec<RawFd>,
+    /// How far a child stands back.
+    nice: i32,
 }
 
 /// A child that writes guest RAM. It is killed if this is dropped.
@@ -123,11 +127,14 @@ impl PreparedWriter {
         let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
         // What changed before the last checkpoint will change again soon: what is given back by then costs no copy.
         order.sort_by_key(|(index, _)| !base.as_ref().is_some_and(|base| base.memory().0.layers.holds(*index, 0)));
-        Ok(PreparedWriter { target: Target { file, path, regions, results, base }, chunks, order, descriptors })
+        let target = Target { file, path, regions, results, base };
+        Ok(PreparedWriter { target, chunks, order, descriptors, nice: child::niceness(1, 1) })
     }
 
-    /// Shortens the next [`PreparedWriter::fork`] of this thread. To be called just before the guest is stopped for it.
-    pub fn expect_fork(&self) {
+    /// Shortens the next [`PreparedWriter::fork`] of this thread, whose child works beside a guest of `vcpus`. To be called
+    /// just before the guest is stopped for it.
+    pub fn expect_fork(&mut self, vcpus: usize) {
+        self.nice = child::niceness(vcpus, thread::available_parallelism().map_or(1, NonZero::get));
         // A chunk is as large as a huge page.
         tables::make_ready(self.order.len());
     }
@@ -139,7 +146,7 @@ impl PreparedWriter {
     /// If the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter, Box<Refused>> {
         let mut writer = self;
-        let PreparedWriter { target, chunks, order, descriptors } = &mut writer;
+        let PreparedWriter { target, chunks, order, descriptors, nice } = &mut writer;
         let work = || {
             target.results.await_begin();
             match target.write(memory, chunks, order, |planned| {
@@ -154,7 +161,7 @@ impl PreparedWriter {
                 Err(Stop::Cancelled(_)) => 2,
             }
         };
-        match child::fork(descriptors, work) {
+        match child::fork(descriptors, *nice, work) {
             Ok(child) => Ok(ForkedWriter { writer, child }),
             Err(source) => Err(Box::new(Refused { error: no_writer(source), writer })),
         }

@@ -55,18 +55,40 @@ fn what_is_written_is_memory_as_it_was_at_the_fork() {
 }
 
 #[test]
-fn a_writer_waits_for_its_word() {
+fn a_writer_is_left_a_fourth_of_a_cpu_however_many_vcpus_are_busy() {
+    let niceness = child::niceness;
+    assert_eq!([niceness(1, 1), niceness(1, 2), niceness(64, 64)], [5; 3]);
+    assert_eq!([niceness(2, 1), niceness(4, 2), niceness(3, 1)], [2, 2, 0]);
+    assert_eq!(
+        [niceness(8, 1), niceness(254, 2), niceness(1, 0)],
+        [0, 0, 5],
+        "what needs a privilege is not asked for"
+    );
+}
+
+/// State and niceness of a process; see proc_pid_stat(5).
+fn state_and_niceness(process: &str) -> (String, i32) {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("it lives");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("its name ends").1.split(' ').collect();
+    (fields[0].to_owned(), fields[16].parse().expect("a number"))
+}
+
+#[test]
+fn a_writer_stands_back_and_waits_for_its_word() {
     let directory = tempfile::tempdir().expect("directory");
-    let path = directory.path().join("memory");
     let memory = guest();
-    let writer = prepared(&memory, path).fork(&memory).expect("forks");
+    let mut prepared = prepared(&memory, directory.path().join("memory"));
+    let cpus = thread::available_parallelism().expect("they can be counted").get();
+    prepared.expect_fork(2 * cpus);
+    let writer = prepared.fork(&memory).expect("forks");
     // Once it sleeps it has nothing more to do of its own accord.
-    let stat = PathBuf::from(format!("/proc/{}/stat", writer.child.pid));
+    let of_writer = || state_and_niceness(&writer.child.pid.to_string());
     let begun = Instant::now();
-    while !fs::read_to_string(&stat).expect("it lives").contains(") S ") {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{}", fs::read_to_string(&stat).expect("it lives"));
-        std::thread::yield_now();
+    while of_writer().0 != "S" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", of_writer());
+        thread::yield_now();
     }
+    assert_eq!(of_writer().1, state_and_niceness("thread-self").1 + child::niceness(2, 1));
     assert_eq!(writer.writer.target.results.bytes_done(), 0);
     writer.wait(&Progress::new()).expect("who waits for it lets it begin");
 }

@@ -143,6 +143,11 @@ impl Machine {
         fds.iter().try_for_each(|fd| tell_of_pause(fd))
     }
 
+    /// How many vCPUs it has.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.count()
+    }
+
     /// What becomes of the time of a restored machine that has not run.
     pub fn set_clock_policy(&mut self, policy: ClockPolicy) {
         if let Some((_, frozen)) = &mut self.frozen {

@@ -122,6 +122,11 @@ impl Vcpus {
         Ok(all)
     }
 
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        self.vcpus.len()
+    }
+
     /// Lets the vCPUs run.
     pub fn run(&self) {
         self.order(Order::Run);
