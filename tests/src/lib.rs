@@ -21,4 +21,4 @@ pub mod process;
 use std::time::Duration;
 
 /// How long an event may take before a test gives up: Linux guests may run on an emulated processor.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(240);
