@@ -151,12 +151,12 @@ impl NetStore {
     /// Records that a cut is begun, durably; `false` if somebody else has.
     ///
     /// # Errors
-    /// It cannot be.
+    /// It cannot be, or something else has its number: the next cut has another one.
     pub fn begin(&self, cut: Colour) -> Result<bool> {
         let dir = self.directory(cut);
         let failed = |source| io_error(&dir, "cannot be made; make room, or mend the file system", source);
         match DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && is_of_a_cut(&dir) => return Ok(false),
             other => other.map_err(failed)?,
         }
         File::create(dir.join(MARK)).map_err(failed)?;
@@ -299,6 +299,18 @@ fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_somebody_else_s_costs_the_cut_of_its_number_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = NetStore::open(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("000001")).unwrap();
+        fs::write(dir.path().join("000001/result"), "42").unwrap();
+        let error = store.begin(Colour(1)).unwrap_err().to_string();
+        assert!(error.contains("000001: cannot be made"), "{error}");
+        assert!(store.begin(Colour(2)).unwrap());
+        assert!(!store.begin(Colour(2)).unwrap(), "another supervisor has begun it");
+    }
 
     #[test]
     fn only_what_is_left_of_a_cut_of_its_own_is_swept() {

@@ -22,7 +22,8 @@ impl Supervisor {
 
     /// A checkpoint that nobody waits for.
     pub(super) fn request(&mut self) {
-        match self.coordinator.may_begin() {
+        // Who is deposed is told so.
+        match self.coordinator.may_begin() || self.coordinator.is_deposed() {
             _ if self.stopped => {}
             true => self.feed(Input::Requested),
             false => say("checkpoint: another one is being made, or VMs are still starting; this makes no second one"),
