@@ -73,7 +73,8 @@ pub enum Why {
 pub struct Limits {
     /// Most frames that wait to go out on one link.
     pub slots: usize,
-    /// Most bytes that wait for the guest; a frame beyond is dropped. What was put back by a restore comes on top.
+    /// Most bytes that wait for a guest that runs; a frame beyond is dropped. What was put back by a restore comes on top,
+    /// and what came while it stood still.
     pub pending_bytes: usize,
     /// Most bytes of frames in one cut; beyond, it fails here.
     pub log_bytes: usize,

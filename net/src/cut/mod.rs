@@ -16,7 +16,8 @@
 //! - Colours only grow, whatever fails, so nobody holds for ever: a packet is held only while a cut is wanted.
 //! - At most one cut is open. It is the newest: a later one means that it is decided, and it was not prepared here.
 //! - Every frame that was taken from the guest or a link is in exactly one place: a row, held, the inbox; a log has a
-//!   copy. A frame that finds the inbox full is dropped and counted, and goes into no log either: the guest lost it.
+//!   copy. A frame that finds the inbox full is dropped and counted, and goes into no log either: the guest lost it. A
+//!   guest that stands still can lose none: what comes for a cut meanwhile is bounded by the cut's log.
 //! - A link that is full makes the guest wait; one that is off or lost does not.
 //! - Pure: no clock, no I/O. Which bytes a frame has is not looked at.
 
@@ -45,6 +46,7 @@ pub struct Cut<F> {
     inbox: Inbox<F>,
     open: Option<Open<F>>,
     guest_is_off: bool,
+    guest_stands: bool,
     limits: Limits,
     counters: Counters,
 }
@@ -62,6 +64,7 @@ impl<F: Payload> Cut<F> {
             inbox: Inbox::new(limits.pending_bytes),
             open: None,
             guest_is_off: false,
+            guest_stands: false,
             limits,
             counters: Counters::default(),
         }
@@ -77,6 +80,12 @@ impl<F: Payload> Cut<F> {
     /// Puts back a frame of a saved log, in its order, before anything else happens.
     pub fn preload(&mut self, from: Node, frame: F) {
         self.inbox.preload(from, frame);
+    }
+
+    /// Whether the guest can take no frame whatever it would: its machine stands still. Only what the open cut awaits is
+    /// to be read for it then.
+    pub fn set_guest_stands(&mut self, stands: bool) {
+        self.guest_stands = stands;
     }
 
     /// Takes note of what happened, and says what is to be done.
@@ -223,7 +232,7 @@ impl<F: Payload> Cut<F> {
     }
 
     fn receive(&mut self, from: Node, colour: Colour, frame: F, outputs: &mut Vec<Output<F>>) {
-        if !self.guest_is_off && !self.inbox.has_room_for(&frame) {
+        if !self.guest_is_off && !self.guest_stands && !self.inbox.has_room_for(&frame) {
             self.counters.dropped += 1;
             return;
         }

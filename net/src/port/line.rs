@@ -111,12 +111,21 @@ impl Line {
 impl Inner {
     /// Notes which links are ready, and moves what can be moved.
     pub(super) fn turn(&mut self, poll: &Poll) {
+        if self.guest.run() {
+            self.cut.set_guest_stands(false);
+        }
         self.note_ready(poll);
         self.receive_all(poll);
         self.send_all(poll);
         if self.cut.next_to_deliver().is_some() || (self.refused && self.cut.may_pop()) {
             poll.tell_card();
         }
+    }
+
+    /// The machine stands still: its guest loses nothing of what comes for a cut.
+    pub(super) fn stand(&mut self) {
+        self.guest.stand();
+        self.cut.set_guest_stands(true);
     }
 
     /// Moves what the open cut waits for, here and at the others; `true` if nothing is left of that.
@@ -142,10 +151,7 @@ impl Inner {
                         poll.watch(node, &line.socket, false);
                     }
                 }
-                Ready::Timer => {
-                    self.guest.takes = self.guest.took;
-                    self.guest.watched = false;
-                }
+                Ready::Timer => self.guest.look(Instant::now()),
             }
         }
     }
@@ -187,9 +193,7 @@ impl Inner {
                 poll.wake();
             }
         }
-        if self.is_far_ahead() && !self.guest.watched {
-            self.guest.watched = true;
-            self.guest.took = false;
+        if self.is_far_ahead() && self.guest.watch(Instant::now()) {
             poll.start_timer(PATIENCE);
         }
         self.await_arrivals(poll);
@@ -197,7 +201,7 @@ impl Inner {
 
     /// Whether the guest, which takes frames, has enough of them.
     fn is_far_ahead(&self) -> bool {
-        self.guest.takes && self.cut.pending_bytes() >= AHEAD_BYTES
+        self.guest.takes() && self.cut.pending_bytes() >= AHEAD_BYTES
     }
 
     /// Reads a packet; `false` if none is to be read now.

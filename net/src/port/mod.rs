@@ -11,9 +11,11 @@
 //! - A card that was refused a frame, or had none to read, is told by its descriptor when that has changed.
 //! - A link is read whether the card has a driver or not, else a VM that boots would hold up the others' cuts. While its
 //!   guest takes frames a VM reads no further ahead than [`AHEAD_BYTES`], so the senders wait for it. From a guest that
-//!   has taken none for [`PATIENCE`] nobody waits: it loses what finds its inbox full.
+//!   has taken none for [`PATIENCE`] nobody waits: it loses what finds its inbox full. Time in which it could take none,
+//!   since its machine stood still, does not count.
 //! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut.
 
+mod guest;
 mod line;
 mod link_counters;
 mod poll;
@@ -29,6 +31,7 @@ use crate::cut::{Counters, Cut, Input, Output, Setup};
 use crate::packet::{Colour, Node};
 use crate::switch::{Mac, Route, Switch};
 use crate::{Error, Link, Offloads, Result};
+use guest::Guest;
 use line::Line;
 pub use link_counters::LinkCounters;
 use poll::Poll;
@@ -98,16 +101,6 @@ struct Inner {
     /// By node.
     traffic: Vec<LinkCounters>,
     capture: Option<Capture>,
-}
-
-/// Whether the guest takes frames.
-#[derive(Debug, Default)]
-struct Guest {
-    takes: bool,
-    /// It has taken one since somebody began to look.
-    took: bool,
-    /// Somebody looks: the timer runs.
-    watched: bool,
 }
 
 impl Port {
@@ -215,6 +208,7 @@ impl Port {
     /// I/O thread does too. What is not of the cut stays where it is. To be called on another thread than the one that
     /// is to be told of it.
     pub fn complete_cut(&self) {
+        self.lock().stand();
         while !self.lock().complete_cut(&self.0.poll) {
             // Not for ever: the machine may run again, and its I/O thread have done it.
             self.0.poll.wait(PATIENCE);
@@ -292,8 +286,7 @@ impl Inner {
             self.receive_all(poll);
         }
         let frame = self.cut.delivered().ok_or(io::ErrorKind::WouldBlock)?;
-        self.guest.takes = true;
-        self.guest.took = true;
+        self.guest.took();
         let length = frame.len().min(buffer.len());
         buffer[..length].copy_from_slice(&frame[..length]);
         Ok(length)
