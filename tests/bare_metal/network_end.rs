@@ -60,6 +60,14 @@ fn another_supervisor_takes_over_what_the_first_has_left() {
     network.supervisor.signal(Signal::SIGKILL);
     drop(writer);
     network.goes_on();
+    for begins in
+        [&["network", "up", "net.json"][..], &["network", "restore", "checkpoints/000001", "--state", "c.ckvmm"]]
+    {
+        let line =
+            ["c.ckvmm: the VM of n-", " runs there, and its supervisor has ended", "`ckvmm network adopt --state "];
+        refused(&home.run(begins), FAILED, &line);
+    }
+    network.goes_on();
 
     network.supervisor = Ckvmm::start(home.path(), adopt);
     network.supervisor.messages.expect("c: 3 VMs taken over", LIMIT);

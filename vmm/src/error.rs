@@ -115,6 +115,17 @@ pub enum Error {
         /// The exit and the registers.
         reason: String,
     },
+    /// A supervisor that has ended has left VMs in a network's state directory.
+    #[error(
+        "{}: the VM of {node} runs there, and its supervisor has ended; take the network over with \
+         `ckvmm network adopt --state {}`, or give another directory with --state", path.display(), path.display()
+    )]
+    LeftBehind {
+        /// The directory.
+        path: PathBuf,
+        /// One of them.
+        node: String,
+    },
     /// A node of a network cannot be used.
     #[error("node {name}: {reason}")]
     Node {

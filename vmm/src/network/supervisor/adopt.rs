@@ -20,7 +20,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::start::{hear, open_state};
+use super::start::hear;
+use super::state;
 use super::terms::Terms;
 use super::{Event, Heard, Process, Seat, Supervisor};
 use crate::cli::ExitStatus;
@@ -80,7 +81,7 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     let path = state.join(RECORD);
     let none = || format!("{}: of no network that has run; give its state directory", path.display());
     let record: Record = serde_json::from_slice(&fs::read(&path).with_context(none)?).with_context(none)?;
-    let (state, _lock) = open_state(state)?;
+    let (state, _lock) = state::open(state)?;
     let (store, newest) = NetStore::take_over(&record.store, record.before)?;
     let failures = Failures::new(record.terms.on_failure, record.terms.max_restores, record.restores);
     let mut supervisor = Supervisor::new(record.terms, store, state, signals);

@@ -13,13 +13,14 @@ mod job;
 mod links;
 mod seed;
 mod start;
+mod state;
 mod status;
 mod terms;
 
 pub use adopt::{adopt, has_run};
 pub use start::{Restore, restore, run, up};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,13 +1,8 @@
 //! Starting a network: from `net.json`, or from a checkpoint.
-//!
-//! ```text
-//! STATE/network.lock  control.sock
-//! STATE/NODE/         the VM's state directory; vm.json, what it was booted from; output, what it says
-//! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,7 +16,7 @@ use nix::unistd::Pid;
 use uuid::Uuid;
 
 use super::terms::Terms;
-use super::{Event, Heard, Process, Seat, Supervisor, links, seed};
+use super::{Event, Heard, Process, Seat, Supervisor, links, seed, state};
 use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
@@ -35,7 +30,7 @@ use crate::network::failure::Failures;
 use crate::network::manifest::Manifest;
 use crate::network::member::LEFT;
 use crate::network::message::{Place, ToMember};
-use crate::network::store::{self, NetStore};
+use crate::network::store::NetStore;
 
 /// What a node's `ckvmm` says goes to this file of its state directory.
 pub(super) const OUTPUT: &str = "output";
@@ -90,11 +85,11 @@ fn boot(
 ) -> anyhow::Result<ExitStatus> {
     let signals = Signals::block()?;
     let state = state.unwrap_or_else(|| file.with_file_name(format!("{}.ckvmm", config.name)));
-    let (state, lock) = open_state(&state)?;
+    let (state, lock) = state::open_without_vms(&state)?;
     let seeds = seed::all(&nodes, config.job.as_ref())?;
     let nodes = nodes.into_iter().zip(seeds).map(|(node, seed)| {
         let dir = state.join(&*node.name);
-        make_dir(&dir)?;
+        state::make_dir(&dir)?;
         let node = seed::plant(node, seed, &dir)?;
         let vm = dir.join("vm.json");
         let written = fs::write(&vm, node.vm.to_value().to_string());
@@ -129,7 +124,7 @@ pub fn restore(Restore { checkpoint, state, set, clock }: Restore) -> anyhow::Re
     let manifest = Manifest::load(&checkpoint)?;
     let unique = Uuid::new_v4().simple().to_string();
     let state = state.unwrap_or_else(|| PathBuf::from(format!("{}-{}.ckvmm", manifest.name, &unique[..8])));
-    let (state, lock) = open_state(&state)?;
+    let (state, lock) = state::open_without_vms(&state)?;
     Beginning::of_checkpoint(&checkpoint, &state, set, clock)?.run(state, signals, lock)
 }
 
@@ -159,7 +154,7 @@ impl Beginning {
                 arguments.extend(["--set".into(), change.into()]);
             }
             if node.part.is_some() {
-                make_dir(&dir)?;
+                state::make_dir(&dir)?;
             }
             let arguments = node.part.is_some().then_some(arguments);
             Ok(Beginner { name: node.name, nic: node.nic, mac: node.mac, arguments })
@@ -322,18 +317,4 @@ pub(super) fn hear(channel: &Arc<Channel>, tell: impl Fn(Heard) + Send + 'static
     };
     thread::Builder::new().name("node".into()).spawn(hear).map_err(Error::os("starting a thread"))?;
     Ok(())
-}
-
-/// The network's state directory, absolute, and its lock.
-pub(super) fn open_state(path: &Path) -> Result<(PathBuf, File)> {
-    let path = std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
-    make_dir(&path)?;
-    let lock = store::lock(&path.join("network.lock"))?;
-    Ok((path, lock))
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    let what = "the state directory cannot be made there; give another one with --state";
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| Error::Io { path: path.into(), what, source })
 }

@@ -1,0 +1,53 @@
+//! The network's state directory.
+//!
+//! ```text
+//! STATE/network.lock  control.sock
+//! STATE/NODE/         the VM's state directory, with its lock; vm.json, what it was booted from; output, what it says
+//! ```
+//!
+//! Invariant: a network begins only where no VM of another one runs, supervised or not: what it writes here, and what it
+//! sweeps from among the checkpoints, whoever takes that one over needs.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::host;
+use crate::network::store;
+
+/// The directory, absolute, and its lock.
+///
+/// # Errors
+/// It cannot be made, or it has a supervisor.
+pub(super) fn open(path: &Path) -> Result<(PathBuf, File)> {
+    let path = std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
+    make_dir(&path)?;
+    let lock = store::lock(&path.join("network.lock"))?;
+    Ok((path, lock))
+}
+
+/// The same, for a network that begins.
+///
+/// # Errors
+/// As [`open`]; or VMs run in it that a supervisor has left.
+pub(super) fn open_without_vms(path: &Path) -> Result<(PathBuf, File)> {
+    let (path, lock) = open(path)?;
+    let what = "cannot be listed; give another directory with --state";
+    let entries = fs::read_dir(&path).map_err(|source| Error::Io { path: path.clone(), what, source })?;
+    for entry in entries.filter_map(std::result::Result::ok) {
+        // What cannot be opened is no VM's.
+        let Ok(vm) = File::open(entry.path().join("lock")) else { continue };
+        if !host::lock::take(&vm).map_err(Error::os("looking for VMs that run"))? {
+            let node = entry.file_name().to_string_lossy().into_owned();
+            return Err(Error::LeftBehind { path, node });
+        }
+    }
+    Ok((path, lock))
+}
+
+pub(super) fn make_dir(path: &Path) -> Result<()> {
+    let what = "the state directory cannot be made there; give another one with --state";
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| Error::Io { path: path.into(), what, source })
+}
