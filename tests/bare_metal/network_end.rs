@@ -45,6 +45,28 @@ fn a_network_goes_back_by_itself_as_often_as_it_may() {
 }
 
 #[test]
+fn from_a_broken_link_all_go_back() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut network = Network::up_with(&home, 3, "", &json!({ "on_failure": "restore", "max_restores": 1 }));
+    network.goes_on();
+    let last = home.join(network.checkpoint());
+    network.goes_on();
+    network.ask(&["link", "n-2:n-0", "--break"]);
+    let line = network.supervisor.messages.expect("is broken", LIMIT);
+    let which = format!("n-0: its link to n-2 is broken; all go back to {} (restore 1 of at most 1)", last.display());
+    is_error(&line, &[&which]);
+    network.members.iter().for_each(|member| member.wait(LIMIT));
+    network.meet(3);
+    network.goes_on();
+    assert!(home.join(network.checkpoint()) > last, "it makes checkpoints again");
+    network.ends_whole();
+    network.kill9();
+}
+
+#[test]
 fn another_supervisor_takes_over_what_the_first_has_left() {
     if guest::skipped() {
         return;

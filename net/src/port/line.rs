@@ -274,7 +274,7 @@ impl Inner {
     }
 
     fn give_up(&mut self, node: Node, error: Error) {
-        (self.say)(super::Event::Broken(error));
+        (self.say)(super::Event::Broken(node, error));
         self.end(node);
     }
 

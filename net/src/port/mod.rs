@@ -69,8 +69,8 @@ pub struct PortConfig {
 pub enum Event {
     /// The cut wants something done.
     Cut(Output<Frame>),
-    /// A link is given up, since its peer breaks the rules or its socket fails.
-    Broken(Error),
+    /// The link to this node is given up, since its peer breaks the rules or its socket fails.
+    Broken(Node, Error),
 }
 
 /// A card's place in its network. Clones are the same.

@@ -1,4 +1,4 @@
-//! What a network does when one of its VMs is gone without a word.
+//! What a network does when one of its VMs is gone without a word, or a link between two.
 //!
 //! Invariants: pure. A guest that powers off is no failure, and never comes here. A network goes back by itself at most
 //! `max_restores` times, whoever supervises it, so that a checkpoint that kills its VMs ends it.
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What is done about a VM that is gone.
+/// What is done about a VM that is gone, or a link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
@@ -59,7 +59,7 @@ impl Failures {
         self.max_restores
     }
 
-    /// A VM is gone; `last` is the last checkpoint.
+    /// A VM is gone, or a link; `last` is the last checkpoint.
     pub fn another(&mut self, last: Option<&Path>) -> Remedy {
         match (self.on_failure, last) {
             (OnFailure::RunOn, _) => Remedy::RunOn,

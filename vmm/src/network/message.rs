@@ -85,6 +85,8 @@ pub enum FromMember {
     SoFar(Option<SoFar>),
     /// Its guest is off, and it had this colour.
     Left(u64),
+    /// It has given up the link to that node: what was under way on it is lost.
+    LinkBroken(u16),
 }
 
 /// How far a member's part of a cut is.

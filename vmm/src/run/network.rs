@@ -22,7 +22,7 @@ use crate::{
     host::terminal::say,
     network::{
         member::{Event, Invitation, LeftNote, Member},
-        message::{Part, SoFar, ToMember},
+        message::{FromMember, Part, SoFar, ToMember},
     },
     operations::{Asker, CheckpointDone, Operation, Running},
     state::clock::ClockPolicy,
@@ -46,7 +46,10 @@ impl Life<'_> {
             // These are for nobody, for the links, or answered already.
             Event::Told(ToMember::Place(_) | ToMember::Fault(..) | ToMember::Capture(_) | ToMember::HowFar) => {}
             Event::Port(port::Event::Cut(output)) => return self.cut(output),
-            Event::Port(port::Event::Broken(error)) => say(&error.to_string()),
+            Event::Port(port::Event::Broken(peer, error)) => {
+                say(&error.to_string());
+                member.say(&FromMember::LinkBroken(peer.0));
+            }
             Event::Supervised(channel) => {
                 member.supervised(channel);
                 say("another supervisor has taken over");

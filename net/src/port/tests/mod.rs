@@ -137,7 +137,7 @@ fn a_broadcast_reaches_all_and_a_stranger_nobody() {
     assert_eq!(vms[1].got(), [5]);
     vms[2].port.turn();
     assert!(vms[2].got().is_empty(), "another life of the network");
-    let Ok(Event::Broken(error)) = vms[2].events.try_recv() else { panic!("it was let in") };
+    let Ok(Event::Broken(_, error)) = vms[2].events.try_recv() else { panic!("it was let in") };
     assert!(error.to_string().contains("another life"), "{error}");
 }
 
@@ -231,7 +231,7 @@ fn a_link_that_is_broken_is_told_at_both_ends() {
     let vms = network(&[1, 1]);
     vms[0].port.turn();
     vms[0].port.set_fault(Node(1), Fault::Break);
-    let Ok(Event::Broken(error)) = vms[0].events.try_recv() else { panic!("it holds") };
+    let Ok(Event::Broken(_, error)) = vms[0].events.try_recv() else { panic!("it holds") };
     assert!(error.to_string().contains("link to node 1"), "{error}");
     vms[1].port.turn();
     vms.iter().for_each(|vm| vm.port.tell(Input::CutRequested(ONE)).unwrap());

@@ -1,4 +1,4 @@
-//! A VM is gone: what becomes of the others.
+//! A VM is gone, or a link between two: what becomes of the others.
 //!
 //! Invariant: two copies of a network never run at once. Every VM of a life has ended before the next life begins, and
 //! what members of an older life have said is not listened to.
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::Supervisor;
 use super::start::{Beginning, OUTPUT};
+use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
 use crate::network::failure::Remedy;
@@ -44,6 +45,32 @@ impl Supervisor {
             self.feed(Input::Lost(node));
             return Ok(());
         }
+        self.remedy(&name, "its VM is gone", "the others run on")?;
+        // Whoever waits for a checkpoint is told.
+        self.feed(Input::Lost(node));
+        Ok(())
+    }
+
+    /// A link is given up by `node`, and frames on it are lost: no cut will be whole any more. Both ends may say so.
+    pub(super) fn link_broken(&mut self, node: Node, peer: Node) -> Result<()> {
+        let both_run = [node, peer].iter().all(|end| self.coordinator.members().get(end.index()) == Some(&Member::On));
+        let pair = (node.min(peer), node.max(peer));
+        if self.stopped || self.goes_back || self.ending || !both_run || !self.broken.insert(pair) {
+            return Ok(());
+        }
+        let (name, what) = (
+            self.seats[pair.0.index()].name.clone(),
+            format!("its link to {} is broken", self.seats[pair.1.index()].name),
+        );
+        self.remedy(&name, &what, "all run on without it, and make no more checkpoints")?;
+        if self.goes_back {
+            self.feed(Input::Lost(node));
+        }
+        Ok(())
+    }
+
+    /// `what` has happened to the node `name`: does what net.json says of failures, and says so.
+    fn remedy(&mut self, name: &Id, what: &str, run_on: &str) -> Result<()> {
         match self.failures.another(self.last.as_deref()) {
             Remedy::RunOn => {
                 let mend = match &self.last {
@@ -52,20 +79,17 @@ impl Supervisor {
                     }
                     None => "there is no checkpoint to go back to".into(),
                 };
-                say(&format!("{name}: its VM is gone, the others run on; {mend}"));
-                self.feed(Input::Lost(node));
+                say(&format!("{name}: {what}, {run_on}; {mend}"));
             }
             Remedy::GoBack(last) => {
                 let (nth, most) = (self.failures.restores(), self.failures.max_restores());
                 let dir = last.display();
-                say(&format!("{name}: its VM is gone; all go back to {dir} (restore {nth} of at most {most})"));
+                say(&format!("{name}: {what}; all go back to {dir} (restore {nth} of at most {most})"));
                 self.goes_back = true;
                 self.signal_all(Signal::SIGKILL);
-                // Whoever waits for a checkpoint is told.
-                self.feed(Input::Lost(node));
             }
             Remedy::End(reason) => {
-                return Err(Error::Node { name: name.to_string(), reason: format!("its VM is gone, and {reason}") });
+                return Err(Error::Node { name: name.to_string(), reason: format!("{what}, and {reason}") });
             }
         }
         Ok(())

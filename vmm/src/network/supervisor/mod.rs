@@ -133,6 +133,8 @@ struct Supervisor {
     ending: bool,
     /// All are being ended, to begin again from the last checkpoint.
     goes_back: bool,
+    /// Links of this life that are broken.
+    broken: BTreeSet<(Node, Node)>,
 }
 
 impl Supervisor {
@@ -225,6 +227,7 @@ impl Supervisor {
                 self.feed(Input::Failed(node, Colour(cut), Why::Image(why)));
             }
             Heard::Said(FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
+            Heard::Said(FromMember::LinkBroken(peer)) => self.link_broken(node, Node(peer))?,
             Heard::Silence => self.silent(node)?,
             Heard::Said(FromMember::SoFar(_)) | Heard::End(_) => {}
         }

@@ -1,5 +1,6 @@
 //! Starting a network: from `net.json`, or from a checkpoint.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -206,6 +207,7 @@ impl Supervisor {
             stopped: false,
             ending: false,
             goes_back: false,
+            broken: BTreeSet::new(),
         }
     }
 
@@ -215,6 +217,7 @@ impl Supervisor {
         self.coordinator = Coordinator::new(nodes.iter().map(is_on).collect());
         (self.less_ns, self.goes_back, self.deadline) = (None, false, None);
         self.seats.clear();
+        self.broken.clear();
         let on = nodes.iter().position(|node| node.arguments.is_some() && self.terms.has_job_on(&node.name));
         self.follow(on, self.last.is_some(), None)?;
         self.seats = nodes.iter().map(|node| Seat::new(node.name.clone(), node.nic.clone(), node.mac)).collect();
