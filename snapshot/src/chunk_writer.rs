@@ -13,8 +13,8 @@
 //! writes, the copy of a first image's chunk is what the disk fetches ([`Direct`]).
 //!
 //! Nothing keeps a record of what the guest writes: no record can be lost with a checkpoint that fails, and the guest
-//! pays for none. (KVM's dirty log and userfaultfd's write protection have the guest fault once for each page of 4 KiB,
-//! and split its huge pages.) What it costs is to digest RAM in the background, 4 GB a second.
+//! pays for none. (KVM's dirty log has the guest fault once for each page of 4 KiB, and splits its huge pages.) What it
+//! costs is to digest RAM in the background, 4 GB a second.
 //!
 //! Invariant: once made, a [`ChunkWriter`] allocates nothing, takes no lock and touches only its arguments, so that it
 //! can also work in a process that was forked from a threaded one.
