@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often a guest is asked for its time.
-const QUESTIONS: usize = 30;
+const QUESTIONS: usize = 200;
 /// By how much the clocks of two guests may differ in another way after a restore.
 const EXACT: i64 = 1_000_000;
 /// How much later than the other the second VM is cut.

@@ -94,7 +94,7 @@ impl<'a> Network<'a> {
 impl Drop for Network<'_> {
     fn drop(&mut self) {
         self.kill_members();
-        tell_of_nodes_if_panicking(&self.state, self.consoles.len());
+        tell_of_nodes_if_panicking(&self.state);
     }
 }
 

@@ -192,11 +192,9 @@ fn settle(command: &mut Command, dir: &Path) {
 }
 
 /// If a test fails: what each node's `ckvmm` of the network with its state in `state` has said.
-pub fn tell_of_nodes_if_panicking(state: &Path, nodes: usize) {
+pub fn tell_of_nodes_if_panicking(state: &Path) {
     if thread::panicking() {
-        for node in 0..nodes {
-            let output = state.join(format!("n-{node}/output"));
-            eprintln!("node {node}: {}", fs::read_to_string(output).unwrap_or_default());
-        }
+        let nodes = (0..).map(|node| state.join(format!("n-{node}"))).take_while(|node| node.is_dir());
+        nodes.for_each(|node| eprintln!("{}: {:?}", node.display(), fs::read_to_string(node.join("output"))));
     }
 }

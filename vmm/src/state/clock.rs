@@ -120,18 +120,20 @@ impl ClockState {
         self.judge(tsc, read_tsc(vcpus[0])?)
     }
 
-    /// Whether a guest bears it that its TSC, which was set to `wanted`, says `found`.
+    /// Whether a guest bears it that its TSC, which was set to `wanted`, says `found`. A little less than that it may be,
+    /// where it cannot be set: time has passed, measured by two reads of two clocks. Less than at the cut it may not.
     fn judge(&self, wanted: u64, found: u64) -> Result<()> {
         let second = i64::from(self.tsc_khz) * 1000;
-        let jump = found.wrapping_sub(wanted) as i64;
-        if jump < 0 {
+        let since_cut = found.wrapping_sub(self.tsc) as i64;
+        if since_cut < 0 {
             let what = format!(
                 "the guest's TSC would go back by {} s, for this host's KVM does not let it be set; restore on another \
                  host",
-                jump.unsigned_abs() / second.unsigned_abs().max(1) + 1
+                since_cut.unsigned_abs() / second.unsigned_abs().max(1) + 1
             );
             return Err(Error::State { what });
         }
+        let jump = found.wrapping_sub(wanted) as i64;
         if jump > second {
             tracing::info!(
                 "the guest's TSC jumps by {} s: this host's KVM does not let it be set",
@@ -259,8 +261,16 @@ mod tests {
     fn a_tsc_that_cannot_be_set_may_jump_and_not_go_back() {
         CLOCK.judge(7, 7).unwrap();
         CLOCK.judge(7, 7_000_000_000).unwrap();
-        let error = CLOCK.judge(7_000_000_000, 7).unwrap_err().to_string();
+        let later = ClockState { tsc: 7_000_000_000, ..CLOCK };
+        let error = later.judge(7_000_000_000, 7).unwrap_err().to_string();
         assert!(error.contains("TSC would go back by 7 s"), "{error}");
+    }
+
+    #[test]
+    fn less_than_has_passed_is_no_way_back() {
+        CLOCK.judge(5_000, 4_900).unwrap();
+        CLOCK.judge(5_000, CLOCK.tsc).unwrap();
+        CLOCK.judge(5_000, CLOCK.tsc - 1).unwrap_err();
     }
 
     #[test]
