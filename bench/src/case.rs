@@ -43,6 +43,8 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Method {
+    /// As it does it by itself.
+    Ckvmm,
     CkvmmFork,
     CkvmmStop,
     /// `stop`, `migrate` to a file, `cont`.
@@ -78,7 +80,7 @@ impl Case {
     }
 
     /// What it differs in from [`Case::new`].
-    fn differs_in(&self) -> Vec<&'static str> {
+    pub(crate) fn differs_in(&self) -> Vec<&'static str> {
         [
             (self.vcpus > 1, "2 vCPUs"),
             (self.sweep == Sweep::Read, "reads"),
@@ -106,6 +108,7 @@ pub(crate) fn size(mib: u64) -> String {
 impl Method {
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Method::Ckvmm => "ckvmm",
             Method::CkvmmFork => "ckvmm fork",
             Method::CkvmmStop => "ckvmm stop",
             Method::QemuStop => "QEMU stop",
@@ -115,7 +118,7 @@ impl Method {
 
     /// Whether the guest goes on while its image is written.
     pub(crate) fn goes_on(self) -> bool {
-        matches!(self, Method::CkvmmFork | Method::QemuBackground)
+        matches!(self, Method::Ckvmm | Method::CkvmmFork | Method::QemuBackground)
     }
 
     pub(crate) fn is_qemu(self) -> bool {

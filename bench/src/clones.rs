@@ -40,7 +40,7 @@ pub(crate) fn measure(counts: &[usize], scratch: &mut Scratch) -> Vec<Clones> {
         &["RAM touched, hot set", "clones", "median ms", "slowest ms", "all ms", "memory of each MiB"],
     );
     let case = Case::new(512, 16);
-    let mut guest = Guest::boot(Method::CkvmmFork, case, scratch);
+    let mut guest = Guest::boot(Method::Ckvmm, case, scratch);
     guest.vm.checkpoint();
     guest.vm.end();
     let image = guest.vm.image();

@@ -128,7 +128,7 @@ fn make(table: Table, args: &Args, deadline: Instant, methods: &[Method], report
         Table::Others => {
             checkpoints::begin_table("Checkpoints of other guests, images in another place");
             for case in plan::others(quick) {
-                for &method in methods.iter().filter(|method| method.goes_on()) {
+                for &method in methods.iter().filter(|method| plan::compares(case, **method) && method.goes_on()) {
                     checkpoints(case, plan::FEW, method);
                 }
             }
@@ -159,7 +159,7 @@ fn in_time(deadline: Instant) -> bool {
 
 /// Whom to compare; says who is missing.
 fn methods(qemu: &Result<String, String>, scratch: &mut Scratch) -> Vec<Method> {
-    let mut methods = vec![Method::CkvmmFork, Method::CkvmmStop];
+    let mut methods = vec![Method::Ckvmm, Method::CkvmmFork, Method::CkvmmStop];
     if let Err(missing) = qemu {
         println!("{missing}");
         return methods;

@@ -31,7 +31,8 @@ fn by_size(
     noise: fn(&Checkpoints) -> f64,
     file: &Path,
 ) -> Drawn {
-    const METHODS: [Method; 4] = [Method::CkvmmFork, Method::CkvmmStop, Method::QemuBackground, Method::QemuStop];
+    const METHODS: [Method; 5] =
+        [Method::Ckvmm, Method::CkvmmFork, Method::CkvmmStop, Method::QemuBackground, Method::QemuStop];
     let mut groups: Vec<(String, Vec<Option<f64>>)> = Vec::new();
     for checkpoints in plain(report) {
         let name = checkpoints.case.to_string();
@@ -51,13 +52,13 @@ fn by_size(
 }
 
 fn one_after_the_other(report: &Report, file: &Path) -> Drawn {
-    let of_fork = plain(report).filter(|checkpoints| checkpoints.method == Method::CkvmmFork);
+    let ours = plain(report).filter(|checkpoints| checkpoints.method == Method::Ckvmm);
     let gaps = |c: &Checkpoints| (1..).map(f64::from).zip(c.samples.iter().map(|sample| sample.gap * 1e3)).collect();
-    let lines: Vec<_> = of_fork.map(|checkpoints| (checkpoints.case.to_string(), gaps(checkpoints))).collect();
+    let lines: Vec<_> = ours.map(|checkpoints| (checkpoints.case.to_string(), gaps(checkpoints))).collect();
     if lines.is_empty() {
         return Ok(());
     }
-    Lines { title: "Longest gap, ckvmm fork, one checkpoint after the other", below: "checkpoint", unit: "ms", lines }
+    Lines { title: "Longest gap, ckvmm, one checkpoint after the other", below: "checkpoint", unit: "ms", lines }
         .draw(file)
 }
 

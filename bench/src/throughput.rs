@@ -51,7 +51,7 @@ pub(crate) fn measure(touched_mib: u64, scratch: &mut Scratch) -> Vec<Throughput
 
 fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughput {
     let case = Case { place, ..Case::new(touched_mib, 16) };
-    let mut guest = Guest::boot(Method::CkvmmFork, case, scratch);
+    let mut guest = Guest::boot(Method::Ckvmm, case, scratch);
     let file = scratch.dir(place).join("dd");
     // Not zeros, which would be one page of the host's, and in the cache; and as large as no cache is.
     let content = vec![1; DIGESTED];

@@ -47,6 +47,7 @@ pub(crate) struct Taken {
 /// Boots the case's guest, and waits until its RAM is filled.
 pub(crate) fn boot(method: Method, case: Case, scratch: &mut Scratch) -> Box<dyn Vm> {
     match method {
+        Method::Ckvmm => Box::new(CkvmmVm::boot("auto", case, scratch)),
         Method::CkvmmFork => Box::new(CkvmmVm::boot("fork", case, scratch)),
         Method::CkvmmStop => Box::new(CkvmmVm::boot("stop", case, scratch)),
         Method::QemuStop => Box::new(QemuVm::boot(false, case, scratch)),

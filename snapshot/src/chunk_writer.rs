@@ -92,6 +92,28 @@ impl Base {
     }
 }
 
+/// Where the content of a chunk is.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// In guest RAM, which does not change meanwhile.
+    Guest(&'a GuestMemoryMmap),
+    /// Here.
+    Copy(&'a [u8]),
+}
+
+impl Source<'_> {
+    /// Copies what begins `done` bytes after the begin of the chunk.
+    fn copy_out(self, planned: &PlannedChunk, done: u64, to: &mut [u8]) -> io::Result<()> {
+        match self {
+            Source::Guest(memory) => copy_out(memory, planned.guest_address + done, to),
+            Source::Copy(content) => {
+                to.copy_from_slice(&content[done as usize..done as usize + to.len()]);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Writes chunks of RAM.
 pub(crate) struct ChunkWriter {
     piece: Box<[u8]>,
@@ -142,11 +164,14 @@ impl ChunkWriter {
     /// Digests a chunk and writes, or begins to write, what has to be.
     pub(crate) fn write(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: Source<'_>,
         planned: &PlannedChunk,
         to: &File,
     ) -> Result<WrittenChunk, Trouble> {
-        self.reader.pages.look(memory, planned);
+        match memory {
+            Source::Guest(memory) => self.reader.pages.look(memory, planned),
+            Source::Copy(_) => self.reader.pages.forget(),
+        }
         let index = (planned.file.start / CHUNK_BYTES) as usize;
         let Some(base) = &self.base else {
             let chunk = self.write_first(memory, planned, to).map_err(Trouble::Write)?;
@@ -171,8 +196,14 @@ impl ChunkWriter {
         Ok(WrittenChunk { chunk, changed })
     }
 
+    /// A chunk that is zero, without looking.
+    pub(crate) fn zero(&self, index: usize) -> WrittenChunk {
+        let was_zero = self.base.as_ref().is_some_and(|base| base.chunks[index] == Chunk::Zero);
+        WrittenChunk { chunk: Chunk::Zero, changed: if was_zero { Changed::Nothing } else { Changed::All } }
+    }
+
     /// Digests a chunk and writes its pieces that are not zero.
-    fn write_first(&mut self, memory: &GuestMemoryMmap, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
+    fn write_first(&mut self, memory: Source<'_>, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
         let Some(direct) = &mut self.direct else {
             return self.reader.pass(memory, planned, &mut self.piece, |piece, at| files::write_at(to, piece, at));
         };
@@ -188,7 +219,7 @@ impl ChunkWriter {
     /// Writes the pages of the chunk that are not as in the image that is built on.
     fn write_changed(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: Source<'_>,
         planned: &PlannedChunk,
         index: usize,
         to: &File,
@@ -197,7 +228,7 @@ impl ChunkWriter {
         let mut changed = PageSet::default();
         for (done, count) in pieces(planned.guest_bytes) {
             let (new, old) = (&mut self.piece[..count], &mut self.old_piece[..count]);
-            copy_out(memory, planned.guest_address + done, new).map_err(Trouble::Write)?;
+            memory.copy_out(planned, done, new).map_err(Trouble::Write)?;
             base.file().read(planned.file.start + done, old).map_err(Trouble::Base)?;
             let first = (done / PAGE_BYTES) as usize;
             let is_new = |page: usize| {
@@ -227,7 +258,7 @@ impl Reader {
     /// the file. `buffer` has room for one piece, or for all, each in its place.
     fn pass(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: Source<'_>,
         planned: &PlannedChunk,
         buffer: &mut [u8],
         mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
@@ -239,7 +270,7 @@ impl Reader {
             }
             let start = done as usize % buffer.len();
             let piece = &mut buffer[start..start + count];
-            copy_out(memory, planned.guest_address + done, piece)?;
+            memory.copy_out(planned, done, piece)?;
             if self.digester.piece(piece) {
                 each(piece, planned.file.start + done)?;
             }
@@ -254,7 +285,8 @@ fn pieces(bytes: u64) -> impl Iterator<Item = (u64, usize)> {
     (0..bytes).step_by(PIECE_BYTES).map(move |done| (done, (bytes - done).min(PIECE_BYTES as u64) as usize))
 }
 
-fn copy_out(memory: &GuestMemoryMmap, address: u64, to: &mut [u8]) -> io::Result<()> {
+/// Copies guest RAM, whoever writes to it meanwhile.
+pub(crate) fn copy_out(memory: &GuestMemoryMmap, address: u64, to: &mut [u8]) -> io::Result<()> {
     let slice = memory.get_slice(GuestAddress(address), to.len());
     slice.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?.copy_to(to);
     Ok(())

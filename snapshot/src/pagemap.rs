@@ -68,6 +68,11 @@ impl PageMap {
         self.pages = if self.backing == Backing::Both { 0 } else { self.read(memory, chunk).unwrap_or(0) };
     }
 
+    /// Of the next chunk nothing is known.
+    pub(crate) fn forget(&mut self) {
+        (self.backing, self.pages) = (Backing::Both, 0);
+    }
+
     /// True if nobody has touched these bytes of the chunk; both are multiples of a page.
     pub(crate) fn is_untouched(&self, offset: u64, bytes: usize) -> bool {
         let first = (offset / PAGE_BYTES) as usize;

@@ -19,7 +19,7 @@ use ckvmm_tests::{
     console::{Lines, value},
     paths,
     pidfd::Pidfd,
-    process::{Ckvmm, tell_of_nodes_if_panicking},
+    process::{Ckvmm, end_all_of, tell_of_nodes},
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -299,6 +299,9 @@ impl<'a> Network<'a> {
 impl Drop for Network<'_> {
     fn drop(&mut self) {
         self.kill_members();
-        tell_of_nodes_if_panicking(&self.state);
+        if thread::panicking() {
+            tell_of_nodes(&self.state);
+            end_all_of(self.home.path());
+        }
     }
 }

@@ -141,7 +141,7 @@ fn cuts(mkfs: &str) {
         let mut images: Vec<(PathBuf, u64)> = Vec::new();
         for cut in 0..CUTS_A_LIFE {
             random.wait(LONGEST_REST);
-            let mode = ["fork", "stop"][cut % 2];
+            let mode = ["auto", "stop"][cut % 2];
             let full = random.below(4) == 0;
             home.api().begin_checkpoint(&json!({ "mode": mode, "full": full }).to_string());
             let image = bare_metal::committed(&vm);

@@ -39,7 +39,7 @@ fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
     if guest::skipped() || !mount::enter_namespace() {
         return;
     }
-    for mode in ["fork", "stop"] {
+    for mode in ["protect", "fork", "stop"] {
         let home = Home::in_memory();
         let store = home.join("checkpoints");
         fs::create_dir(&store).expect("an empty directory");
@@ -63,8 +63,9 @@ fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
 }
 
 /// A VM in a control group, whose guest has touched 24 MiB of its RAM and writes to 16 of them.
-fn boot_in(group: &Cgroup, home: &Home) -> Ckvmm {
-    let config = guest::config("linux", "48MiB", "job=write seed=3 mib=24 hot=16");
+fn boot_in(group: &Cgroup, home: &Home, mode: &str) -> Ckvmm {
+    let mut config = guest::config("linux", "48MiB", "job=write seed=3 mib=24 hot=16");
+    config["checkpoint"]["mode"] = mode.into();
     let mut command = process::command(home.path());
     command.args(["boot", "--config"]).arg(config::write(home.path(), &config));
     let vm = Ckvmm::start_command(group.run(&command));
@@ -94,7 +95,7 @@ fn a_limit_on_memory_costs_the_checkpoint_and_nothing_else() {
 /// False if the VM's end came with that of its writer.
 fn is_the_writer_s_end(group: &Cgroup) -> bool {
     let home = Home::in_memory();
-    let mut vm = boot_in(group, &home);
+    let mut vm = boot_in(group, &home, "fork");
     // The writer gives nothing back while it stands still, so all that the guest writes now is copied.
     let writer = Stopped::begin(&vm);
     group.limit(Some(group.charged() + 2 * MIB));
@@ -120,15 +121,43 @@ fn is_the_writer_s_end(group: &Cgroup) -> bool {
 }
 
 #[test]
-fn where_memory_is_short_the_guest_stands_still_and_nobody_is_killed() {
+fn where_memory_is_short_a_guest_waits_for_its_writer_and_nobody_is_killed() {
+    if guest::skipped() {
+        return;
+    }
+    let Some(group) = Cgroup::new(Limits::Memory) else { return };
+    let home = Home::in_memory();
+    let mut vm = boot_in(&group, &home, "auto");
+    // Enough for the image, and for copies of some of what the guest writes to while the writer stands still.
+    group.limit(Some(group.charged() + 64 * MIB));
+    let writer = Stopped::begin(&vm);
+    drop(writer);
+    assert_eq!(mode(&bare_metal::committed(&vm)), "protect");
+    bare_metal::goes_on(&mut vm);
+    assert_eq!(group.kills(), 0);
+
+    group.limit(None);
+    succeeds(&home, &mut vm);
+    vm.kill9();
+}
+
+#[test]
+fn where_memory_is_short_a_restored_guest_stands_still_and_nobody_is_killed() {
     if guest::skipped() {
         return;
     }
     let Some(group) = Cgroup::new(Limits::Memory) else { return };
     let home = Home::new();
-    let mut vm = boot_in(&group, &home);
-    // Enough for the image, should it lie in memory, and not for all that the guest might write meanwhile.
-    group.limit(Some(group.charged() + 40 * MIB));
+    let vm = boot_in(&group, &home, "auto");
+    let image = bare_metal::checkpoint(&vm);
+    vm.kill9();
+    let mut command = process::command(home.path());
+    command.arg("restore").arg(&image).arg("--work").arg(home.join("work"));
+    let mut vm = Ckvmm::start_command(group.run(&command));
+    // What it has written to is its own.
+    bare_metal::goes_on(&mut vm);
+    // Its image lies in the page cache, which counts as free: that is not enough for all that it might write meanwhile.
+    group.limit(Some(group.charged() + 8 * MIB));
     vm.signal(Signal::SIGUSR1);
     is_error(&vm.messages.expect("stands still", LIMIT), &["control group", "may write to", "free memory"]);
     assert_eq!(mode(&bare_metal::committed(&vm)), "stop");
@@ -147,7 +176,7 @@ fn where_no_process_can_be_had_the_guest_stands_still_unless_that_was_not_asked_
     }
     let Some(group) = Cgroup::new(Limits::Tasks) else { return };
     let home = Home::in_memory();
-    let mut vm = boot_in(&group, &home);
+    let mut vm = boot_in(&group, &home, "auto");
     group.limit(Some(group.charged()));
     vm.signal(Signal::SIGUSR1);
     is_error(&vm.messages.expect("the writer", LIMIT), &["cannot be started", "unavailable", "stands still"]);

@@ -225,7 +225,7 @@ fn kills(number: u32) {
     let mut tally = Tally::default();
     let begun = Instant::now();
     for first in (0..number).step_by(KILLS_A_LIFE as usize) {
-        for (mode, kills) in [("fork", KILLS_A_LIFE - KILLS_OF_STOP), ("stop", KILLS_OF_STOP)] {
+        for (mode, kills) in [("auto", KILLS_A_LIFE - KILLS_OF_STOP), ("stop", KILLS_OF_STOP)] {
             let mut life = Life::begin(u64::from(first) + 1, mode);
             let enough = tally.kills() + kills;
             while tally.kills() < enough {

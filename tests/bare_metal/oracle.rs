@@ -1,5 +1,5 @@
-//! 200 cuts at random moments of a guest that writes a known sequence: each image is whole, and its RAM is that of one
-//! instant, with no page from before or after. In both modes, full and incremental, in chains of ten.
+//! 300 cuts at random moments of a guest that writes a known sequence: each image is whole, and its RAM is that of one
+//! instant, with no page from before or after. In all modes, full and incremental, in chains of ten.
 //!
 //! ```text
 //! boot, 10 cuts │ kill, restore the last, 10 cuts │ kill, restore, 10 cuts, the first of them full │ …   5 chains a test
@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::{guest, model::Header, picture, random::Random};
 
-/// Chains of each of the four tests, in the lab, whose processor is emulated, and cuts of a chain.
+/// Chains of each of the six tests, in the lab, whose processor is emulated, and cuts of a chain.
 const CHAINS: usize = 5;
 const CHAINS_IN_THE_LAB: usize = 1;
 const CUTS_A_CHAIN: usize = 10;
@@ -108,6 +108,32 @@ fn cuts(way: Way) {
         }
         life = life.restore_the_last();
     }
+}
+
+/// RAM that was restored cannot be protected: each chain is of a guest that was booted.
+fn cuts_of_protected(full: bool) {
+    if guest::skipped() {
+        return;
+    }
+    let mut random = Random::seeded();
+    for _ in 0..if env::var_os("CKVMM_LAB").is_some() { CHAINS_IN_THE_LAB } else { CHAINS } {
+        let mut life = Life::begin(Way { mode: "protect", full }, &mut random);
+        for _ in 0..CUTS_A_CHAIN {
+            random.wait(LONGEST_REST);
+            life.cut(full);
+        }
+        life.restore_the_last().vm.kill9();
+    }
+}
+
+#[test]
+fn a_full_image_of_protected_ram_is_of_one_instant() {
+    cuts_of_protected(true);
+}
+
+#[test]
+fn an_incremental_image_of_protected_ram_is_of_one_instant() {
+    cuts_of_protected(false);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use ckvmm_tests::{
     LIMIT, config,
     console::Lines,
     pidfd::Pidfd,
-    process::{self, Ckvmm, tell_of_nodes_if_panicking},
+    process::{self, Ckvmm, end_all_of, tell_of_nodes},
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -94,7 +94,10 @@ impl<'a> Network<'a> {
 impl Drop for Network<'_> {
     fn drop(&mut self) {
         self.kill_members();
-        tell_of_nodes_if_panicking(&self.state);
+        if thread::panicking() {
+            tell_of_nodes(&self.state);
+            end_all_of(self.home.path());
+        }
     }
 }
 

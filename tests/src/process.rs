@@ -191,10 +191,22 @@ fn settle(command: &mut Command, dir: &Path) {
     command.current_dir(dir).env("XDG_RUNTIME_DIR", dir).env("CKVMM_LOG", "warn");
 }
 
-/// If a test fails: what each node's `ckvmm` of the network with its state in `state` has said.
-pub fn tell_of_nodes_if_panicking(state: &Path) {
-    if thread::panicking() {
-        let nodes = (0..).map(|node| state.join(format!("n-{node}"))).take_while(|node| node.is_dir());
-        nodes.for_each(|node| eprintln!("{}: {:?}", node.display(), fs::read_to_string(node.join("output"))));
+/// What each node's `ckvmm` of the network with its state in `state` has said, for a test that fails.
+pub fn tell_of_nodes(state: &Path) {
+    let nodes = (0..).map(|node| state.join(format!("n-{node}"))).take_while(|node| node.is_dir());
+    nodes.for_each(|node| eprintln!("{}: {:?}", node.display(), fs::read_to_string(node.join("output"))));
+}
+
+/// Ends whatever still runs with a path in `dir` on its command line: VMs of a network that a test which failed knew
+/// nothing of yet.
+pub fn end_all_of(dir: &Path) {
+    let needle = dir.as_os_str().as_encoded_bytes();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let of_dir = |line: Vec<u8>| line.windows(needle.len()).any(|part| part == needle);
+        if fs::read(process.path().join("cmdline")).is_ok_and(of_dir) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }

@@ -7,21 +7,30 @@
 //!
 //! A checkpoint that fails leaves nothing, and the machine as it was.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ckvmm_snapshot::{ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap};
+use ckvmm_snapshot::{Copies, ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
 use crate::{
     config::Id,
-    error::Result,
-    host::terminal::say,
+    error::{Error, Result},
+    host::{memory, placement, terminal::say},
     host_cpu,
-    machine::{Machine, Paused},
+    machine::{Machine, Paused, ram::Ram},
     operations::{CheckpointDone, Held, Running},
 };
+
+/// Copies of RAM for a writer take at most this part of the memory that is left.
+const SPARE: u64 = 4;
+/// Bytes of memory that others must find meanwhile.
+const RESERVE: u64 = 32 << 20;
 
 /// What a checkpoint says of itself, and what comes after it.
 #[derive(Debug, Clone)]
@@ -41,14 +50,19 @@ pub struct Plan {
 }
 
 /// Who writes guest RAM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Writer {
     /// This process, while the guest stands still.
     Stop,
-    /// A child, while the guest runs.
+    /// A forked child, while the guest runs.
     Fork,
-    /// A child; this process if the host has none for us.
-    ForkOrStop,
+    /// A child that is handed copies of RAM, which is protected meanwhile.
+    Protect,
+    /// The last of these that this host has for us.
+    Auto {
+        /// Why it is not to be a forked child.
+        no_fork: Option<String>,
+    },
 }
 
 /// A checkpoint of which the guest's part is done: everything that it consists of can no longer change.
@@ -81,6 +95,7 @@ impl Memory {
     fn mode(&self) -> &'static str {
         match self {
             Memory::Written { .. } => "stop",
+            Memory::Forked(writer) if writer.protects() => "protect",
             Memory::Forked(_) => "fork",
         }
     }
@@ -98,18 +113,18 @@ pub fn begin(
     taken: impl FnOnce(),
 ) -> Result<Begun> {
     let started = Instant::now();
+    placement::step_aside(&machine.vcpu_threads());
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
     let mut prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
-    if plan.writer != Writer::Stop {
-        prepared.expect_fork(machine.vcpus());
-    }
+    prepared.work_beside(machine.vcpus());
+    let writer = expect(plan.writer, &mut prepared, machine.ram())?;
     let ran = machine.is_running();
     let (stopped, cpu) = (Instant::now(), cpu_time());
     let captured = machine.pause().and_then(|paused| {
-        let captured = capture(&paused, &mut staged, prepared, plan.writer, operation)?;
+        let captured = capture(&paused, &mut staged, prepared, writer, operation)?;
         taken();
         Ok(captured)
     });
@@ -118,9 +133,9 @@ pub fn begin(
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
     let pause_cpu_us = micros(cpu_time().saturating_sub(cpu));
-    let captured = captured?;
-    if let Memory::Forked(writer) = &captured.memory {
-        writer.begin();
+    let mut captured = captured?;
+    if let Memory::Forked(writer) = &mut captured.memory {
+        writer.begin()?;
     }
     let head = ManifestHead {
         name: plan.name,
@@ -134,6 +149,33 @@ pub fn begin(
         started,
     };
     Ok(Begun { staged, captured, head, pause_cpu_us })
+}
+
+/// Makes ready for the writer, while the guest still runs; returns who it is to be.
+fn expect(wanted: Writer, prepared: &mut PreparedWriter, ram: &Ram) -> Result<Writer> {
+    if matches!(wanted, Writer::Protect | Writer::Auto { .. }) {
+        match protect(prepared, ram) {
+            Ok(()) => return Ok(Writer::Protect),
+            Err(source) if wanted == Writer::Protect => return Err(Error::Protect { source }),
+            Err(error) => tracing::info!(%error, "RAM cannot be protected"),
+        }
+    }
+    if let Writer::Auto { no_fork: Some(why) } = &wanted {
+        say(why);
+        return Ok(Writer::Stop);
+    }
+    if wanted != Writer::Stop {
+        prepared.expect_fork();
+    }
+    Ok(wanted)
+}
+
+fn protect(prepared: &mut PreparedWriter, ram: &Ram) -> io::Result<()> {
+    let most_bytes = memory::free().map_or(u64::MAX, |free| free.bytes / SPARE);
+    let has_room = || memory::free().is_none_or(|free| free.bytes >= RESERVE);
+    let copies = Copies { most_bytes, has_room: Arc::new(has_room) };
+    let lent = ram.lend(copies).ok_or_else(|| io::Error::other("RAM that was restored is a file's"))?;
+    prepared.expect_protection(lent)
 }
 
 /// What happens while the guest stands still.
@@ -155,8 +197,9 @@ fn capture(
     };
     let memory = match writer {
         Writer::Stop => write(prepared)?,
+        Writer::Protect => Memory::Forked(prepared.protect().map_err(|refused| refused.error)?),
         Writer::Fork => Memory::Forked(prepared.fork(ram).map_err(|refused| refused.error)?),
-        Writer::ForkOrStop => match prepared.fork(ram) {
+        Writer::Auto { .. } => match prepared.fork(ram) {
             Ok(writer) => Memory::Forked(writer),
             Err(refused) => {
                 let Refused { error, writer } = *refused;

@@ -50,6 +50,12 @@ pub enum Error {
         /// What `mmap` said.
         source: io::Error,
     },
+    /// RAM cannot be protected against writing.
+    #[error("checkpoint: guest RAM cannot be protected: {source}; use mode \"auto\", or see docs/checkpoints.md")]
+    Protect {
+        /// Why.
+        source: io::Error,
+    },
     /// Guest RAM could not be accessed where the VMM itself put something.
     #[error("memory: {what}: {source}")]
     RamAccess {

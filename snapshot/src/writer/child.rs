@@ -14,36 +14,18 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::priority;
 use crate::files::retry;
 use crate::memory::PlannedChunk;
 
 /// How often somebody who waits for a child looks how far it is, in milliseconds.
 const LOOK_EVERY_MS: u16 = 50;
-/// What a child beside as many vCPUs as CPUs adds to its parent's niceness: these come first, with three parts of four of a CPU that one of them
-/// keeps busy. Much more and, where all CPUs are busy, a checkpoint takes so long that copy-on-write costs the guest more
-/// than it is spared.
-const NICE: libc::c_int = 5;
-/// How much less of a CPU one niceness more takes; see sched(7).
-const PER_NICE: f64 = 1.25;
-const NICE_MAX: libc::c_int = 19;
-/// Best effort, the last of its eight levels; see ioprio_set(2).
-const IO_PRIORITY: libc::c_int = (2 << 13) | 7;
-const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-
 /// A child process. It is killed and reaped if this is dropped.
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: Pid,
     pidfd: OwnedFd,
     reaped: bool,
-}
-
-/// What a child beside `vcpus` adds to its parent's niceness: where they are more than the host's CPUs, and all are busy, what it has left of one
-/// is still about a fourth, as far as that takes no privilege.
-pub(super) fn niceness(vcpus: usize, cpus: usize) -> libc::c_int {
-    let share = vcpus as f64 / cpus.max(1) as f64;
-    let steps = share.max(1.0).log(PER_NICE).round() as libc::c_int;
-    (NICE - steps).max(0)
 }
 
 /// Runs `work` in a child, whose exit status it returns, with `nice` more niceness than this one; of the descriptors the
@@ -97,15 +79,8 @@ fn settle(keep: &[RawFd], nice: libc::c_int, parent: u32) {
         libc::write(victim, c"1000".as_ptr().cast(), 4);
         libc::close(victim);
         libc::prctl(libc::PR_SET_NAME, c"ckvmm-writer".as_ptr());
-        // It never takes the CPU from a vCPU when it wakes up; see sched(7), SCHED_BATCH. Its slice is the usual one,
-        // whatever its parent's is.
-        let mut attributes: libc::sched_attr = std::mem::zeroed();
-        attributes.size = size_of::<libc::sched_attr>() as u32;
-        attributes.sched_policy = libc::SCHED_BATCH as u32;
-        attributes.sched_nice = (libc::getpriority(libc::PRIO_PROCESS, 0) + nice).min(NICE_MAX);
-        libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IO_PRIORITY);
     }
+    priority::stand_back(nice);
 }
 
 /// The child's: it needs this chunk no more, so that the guest's writes there need no copy.
@@ -118,6 +93,11 @@ pub(super) fn give_back(memory: &GuestMemoryMmap, planned: &PlannedChunk) {
 }
 
 impl Child {
+    /// Something that can be read from once it has ended.
+    pub(super) fn end(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     /// Waits a moment for its end, and reaps it.
     pub(super) fn wait(&mut self) -> io::Result<Option<WaitStatus>> {
         let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];

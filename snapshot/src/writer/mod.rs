@@ -1,4 +1,5 @@
-//! The forked writer: a child process that writes guest RAM as it was at the fork, while the guest goes on.
+//! The writer: a child process that writes guest RAM as it was at the cut, while the guest goes on. RAM is either
+//! protected ([`protected`]), and the child is handed copies of it, or forked:
 //!
 //! ```text
 //! parent   prepare │ fork │ resume, begin │ the guest runs            │ wait: map, digest, commit
@@ -6,7 +7,7 @@
 //! results                   a shared page table of chunks: ▓▓▓▓▓▓░░░░░░
 //! ```
 //!
-//! The fork copies page tables, not pages: of what the guest writes afterwards the kernel makes copies, page by page,
+//! That fork copies page tables, not pages: of what the guest writes afterwards the kernel makes copies, page by page,
 //! until the child has given the page back.
 //!
 //! Invariants: the child comes from a process of many threads, so it takes no lock and allocates nothing; all that it
@@ -14,9 +15,13 @@
 //! would live on, and not a lock's. It does not outlive its parent. It is reaped before its results are read.
 
 mod child;
+mod futex;
+mod priority;
+mod protected;
 mod results;
 mod tables;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -30,10 +35,13 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use vm_memory::GuestMemoryMmap;
 
+pub use self::protected::{Copies, Habits, Lent};
+
 use self::child::Child;
+use self::protected::{Protection, Slots};
 use self::results::Results;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
-use crate::chunk_writer::{Base, ChunkWriter, Trouble};
+use crate::chunk_writer::{Base, ChunkWriter, Source, Trouble, WrittenChunk};
 use crate::digest::Chunk;
 use crate::error::{Error, Result};
 use crate::files;
@@ -55,15 +63,20 @@ pub struct PreparedWriter {
     descriptors: Vec<RawFd>,
     /// How far a child stands back.
     nice: i32,
+    /// Whether there is a CPU for the copier beside the guest and the child.
+    is_roomy: bool,
+    /// The child before the protection, in whose slots it reads.
+    protected: Option<(Child, Protection)>,
 }
 
 /// A child that writes guest RAM. It is killed if this is dropped.
-#[derive(Debug)]
 pub struct ForkedWriter {
     /// What the child has a copy of. To free what is not needed here any more takes time, which the guest's pause need not
     /// last.
     writer: PreparedWriter,
     child: Child,
+    /// What it is handed chunks of, if it was not forked with them.
+    protection: Option<Protection>,
 }
 
 /// The host has no child for this writer.
@@ -77,6 +90,12 @@ pub struct Refused {
 impl fmt::Debug for PreparedWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.target.fmt(f)
+    }
+}
+
+impl fmt::Debug for ForkedWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.writer.fmt(f)
     }
 }
 
@@ -128,13 +147,63 @@ impl PreparedWriter {
         // What changed before the last checkpoint will change again soon: what is given back by then costs no copy.
         order.sort_by_key(|(index, _)| !base.as_ref().is_some_and(|base| base.memory().0.layers.holds(*index, 0)));
         let target = Target { file, path, regions, results, base };
-        Ok(PreparedWriter { target, chunks, order, descriptors, nice: child::niceness(1, 1) })
+        Ok(PreparedWriter {
+            target,
+            chunks,
+            order,
+            descriptors,
+            nice: priority::niceness(1, 1),
+            is_roomy: false,
+            protected: None,
+        })
     }
 
-    /// Shortens the next [`PreparedWriter::fork`] of this thread, whose child works beside a guest of `vcpus`. To be called
-    /// just before the guest is stopped for it.
-    pub fn expect_fork(&mut self, vcpus: usize) {
-        self.nice = child::niceness(vcpus, thread::available_parallelism().map_or(1, NonZero::get));
+    /// Its child works beside a guest of `vcpus`.
+    pub fn work_beside(&mut self, vcpus: usize) {
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        self.nice = priority::niceness(vcpus, cpus);
+        self.is_roomy = cpus > vcpus + 1;
+    }
+
+    /// Makes ready for [`PreparedWriter::protect`], with a child of its own, while the guest still runs.
+    ///
+    /// # Errors
+    /// The kernel cannot protect memory, or this process may not, or there is no room for it.
+    pub fn expect_protection(&mut self, lent: Lent) -> io::Result<()> {
+        let habits = lent.habits.chunks();
+        let nth: HashMap<usize, usize> = habits.iter().enumerate().map(|(nth, chunk)| (*chunk, nth)).collect();
+        self.order.sort_by_key(|(number, _)| nth.get(number).copied().unwrap_or(usize::MAX));
+        let order = self.order.iter().map(|(number, _)| *number).collect();
+        let planned: Vec<_> = memory::plan(&self.target.regions).collect();
+        let protection = Protection::prepare(lent, &planned, order, self.is_roomy)?;
+        let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
+        let child = protection.without_ram(|| {
+            child::fork(descriptors, *nice, || {
+                target.as_child(|| target.write_handed(chunks, &planned, protection.slots()))
+            })
+        })?;
+        protection.serve(child.end()?);
+        self.protected = Some((child, protection));
+        Ok(())
+    }
+
+    /// Protects RAM as it is now, for a writer that begins its work at [`ForkedWriter::begin`]. RAM must not change before
+    /// this returns.
+    ///
+    /// # Errors
+    /// It was not made ready for, or the kernel has no memory for it.
+    pub fn protect(mut self) -> Result<ForkedWriter, Box<Refused>> {
+        let Some((child, mut protection)) = self.protected.take() else {
+            return Err(Box::new(Refused { error: no_writer(io::ErrorKind::Unsupported.into()), writer: self }));
+        };
+        match protection.protect() {
+            Ok(()) => Ok(ForkedWriter { writer: self, child, protection: Some(protection) }),
+            Err(source) => Err(Box::new(Refused { error: no_writer(source), writer: self })),
+        }
+    }
+
+    /// Shortens the next [`PreparedWriter::fork`] of this thread. To be called just before the guest is stopped for it.
+    pub fn expect_fork(&mut self) {
         // A chunk is as large as a huge page.
         tables::make_ready(self.order.len());
     }
@@ -146,23 +215,13 @@ impl PreparedWriter {
     /// If the host has no process or no memory for it.
     pub fn fork(self, memory: &GuestMemoryMmap) -> Result<ForkedWriter, Box<Refused>> {
         let mut writer = self;
-        let PreparedWriter { target, chunks, order, descriptors, nice } = &mut writer;
-        let work = || {
-            target.results.await_begin();
-            match target.write(memory, chunks, order, |planned| {
-                child::give_back(memory, planned);
-                Ok(())
-            }) {
-                Ok(()) => 0,
-                Err(Stop::Trouble(trouble)) => {
-                    target.results.fail(&trouble);
-                    1
-                }
-                Err(Stop::Cancelled(_)) => 2,
-            }
+        let PreparedWriter { target, chunks, order, descriptors, nice, .. } = &mut writer;
+        let give_back = |planned: &PlannedChunk| {
+            child::give_back(memory, planned);
+            Ok(())
         };
-        match child::fork(descriptors, *nice, work) {
-            Ok(child) => Ok(ForkedWriter { writer, child }),
+        match child::fork(descriptors, *nice, || target.as_child(|| target.write(memory, chunks, order, give_back))) {
+            Ok(child) => Ok(ForkedWriter { writer, child, protection: None }),
             Err(source) => Err(Box::new(Refused { error: no_writer(source), writer })),
         }
     }
@@ -196,14 +255,51 @@ impl Target {
     ) -> Result<(), Stop> {
         chunks.begin();
         for (index, planned) in order {
-            let written = chunks.write(memory, planned, &self.file).map_err(Stop::Trouble)?;
-            if written.is_in_file() {
-                write_out::begin(&self.file, &planned.file);
-            }
-            self.results.put(*index, &written, planned.guest_bytes);
+            let written = chunks.write(Source::Guest(memory), planned, &self.file).map_err(Stop::Trouble)?;
+            self.put(*index, planned, &written);
             after(planned).map_err(Stop::Cancelled)?;
         }
         chunks.finish().map_err(Stop::Trouble)
+    }
+
+    /// The same for chunks that are handed over; `planned` are all, by number.
+    fn write_handed(&self, chunks: &mut ChunkWriter, planned: &[PlannedChunk], slots: &Slots) -> Result<(), Stop> {
+        chunks.begin();
+        for nth in 0..planned.len() {
+            let handed = slots.await_handed(nth);
+            let planned = &planned[handed.chunk];
+            let written = match handed.slot {
+                None => chunks.zero(handed.chunk),
+                Some(slot) => {
+                    let content = Source::Copy(slots.content(slot));
+                    let written = chunks.write(content, planned, &self.file).map_err(Stop::Trouble)?;
+                    slots.give_back(slot);
+                    written
+                }
+            };
+            self.put(handed.chunk, planned, &written);
+        }
+        chunks.finish().map_err(Stop::Trouble)
+    }
+
+    fn put(&self, index: usize, planned: &PlannedChunk, written: &WrittenChunk) {
+        if written.is_in_file() {
+            write_out::begin(&self.file, &planned.file);
+        }
+        self.results.put(index, written, planned.guest_bytes);
+    }
+
+    /// A child's life, and its exit status.
+    fn as_child(&self, work: impl FnOnce() -> Result<(), Stop>) -> i32 {
+        self.results.await_begin();
+        match work() {
+            Ok(()) => 0,
+            Err(Stop::Trouble(trouble)) => {
+                self.results.fail(&trouble);
+                1
+            }
+            Err(Stop::Cancelled(_)) => 2,
+        }
     }
 
     fn begin(&self, progress: &Progress) {
@@ -242,14 +338,23 @@ impl Target {
 
 impl ForkedWriter {
     /// Lets the child begin: once the guest runs, for a child that is at work takes a CPU from a guest about to resume.
-    pub fn begin(&self) {
+    ///
+    /// # Errors
+    /// The host has no thread for it.
+    pub fn begin(&mut self) -> Result<()> {
         self.writer.target.results.begin();
+        self.protection.iter_mut().try_for_each(|protection| protection.begin(self.writer.nice)).map_err(no_writer)
+    }
+
+    /// Whether RAM is protected, not forked.
+    pub fn protects(&self) -> bool {
+        self.protection.is_some()
     }
 
     /// Waits until all is written.
-    pub(crate) fn wait(self, progress: &Progress) -> Result<WrittenMemory> {
-        self.begin();
-        let ForkedWriter { writer: PreparedWriter { target, .. }, mut child } = self;
+    pub(crate) fn wait(mut self, progress: &Progress) -> Result<WrittenMemory> {
+        self.begin()?;
+        let ForkedWriter { writer: PreparedWriter { target, .. }, mut child, protection } = self;
         target.begin(progress);
         let status = loop {
             progress.reach(target.results.bytes_done())?;
@@ -258,6 +363,7 @@ impl ForkedWriter {
                 break status;
             }
         };
+        drop(protection);
         match status {
             WaitStatus::Exited(_, 0) => Ok(target.finish()),
             WaitStatus::Exited(..) => Err(target.error(target.results.failure())),

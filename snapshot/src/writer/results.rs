@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::R
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::futex;
 use crate::chunk_writer::{Trouble, WrittenChunk};
 use crate::digest::{Chunk, Digest};
 use crate::layers::{Changed, PageSet};
@@ -60,22 +61,14 @@ impl Results {
     /// The parent's: the child may begin. More than once is once.
     pub(super) fn begin(&self) {
         self.header().begun.store(1, Relaxed);
-        self.futex(libc::FUTEX_WAKE, 1);
+        futex::wake(&self.header().begun);
     }
 
     /// The child's: waits until it may begin.
     pub(super) fn await_begin(&self) {
         while self.header().begun.load(Relaxed) == 0 {
-            self.futex(libc::FUTEX_WAIT, 0);
+            futex::wait(&self.header().begun, 0, None);
         }
-    }
-
-    /// FUTEX_WAIT sleeps if the word is `value`, FUTEX_WAKE wakes as many; see futex(2). Between processes: not private.
-    fn futex(&self, operation: libc::c_int, value: u32) {
-        let (word, forever) = (self.header().begun.as_ptr(), std::ptr::null::<libc::timespec>());
-        // SAFETY: the word lives as long as `self`, and the kernel only reads it. Whatever the call returns, the word says
-        // what holds.
-        unsafe { libc::syscall(libc::SYS_futex, word, operation, value, forever) };
     }
 
     /// The writer's: what became of chunk `index`, of `guest_bytes` of RAM.

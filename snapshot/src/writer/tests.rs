@@ -26,20 +26,50 @@ fn prepared(memory: &GuestMemoryMmap, path: PathBuf) -> PreparedWriter {
     PreparedWriter::new(memory, &[], None, files::create(&path).expect("file"), path).expect("prepares")
 }
 
-fn forked(memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {
+/// How the child comes to what it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Fork,
+    Protect,
+}
+
+const WAYS: [Way; 2] = [Way::Fork, Way::Protect];
+
+/// `memory` for a writer that protects it, with copies of `chunks` chunks at most.
+fn lent(memory: &GuestMemoryMmap, chunks: u64) -> Lent {
+    let copies = Copies { most_bytes: chunks * CHUNK_BYTES, has_room: Arc::new(|| true) };
+    Lent { memory: memory.clone(), mapping: Arc::new(()), habits: Arc::default(), copies }
+}
+
+fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {
     let path = directory.path().join("memory");
-    let writer = prepared(memory, path).fork(memory).expect("forks");
-    writer.begin();
+    fs::remove_file(&path).ok();
+    let mut writer = prepared(memory, path);
+    let mut writer = match way {
+        Way::Fork => writer.fork(memory).expect("forks"),
+        Way::Protect => {
+            writer.expect_protection(lent(memory, 4)).expect("privileged, and Linux 6.7");
+            writer.protect().expect("protects")
+        }
+    };
+    writer.begin().expect("begins");
     writer
 }
 
 #[test]
-fn what_is_written_is_memory_as_it_was_at_the_fork() {
+fn what_is_written_is_memory_as_it_was_at_the_cut() {
+    for way in WAYS {
+        what_is_written_is_memory_as_it_was(way);
+    }
+}
+
+fn what_is_written_is_memory_as_it_was(way: Way) {
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
-    let writer = forked(&memory, &directory);
+    let writer = begun(way, &memory, &directory);
     for chunk in 0..4 {
         memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("the guest goes on");
+        memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 9 * 4096)).expect("where it never was");
     }
     let progress = Progress::new();
     let WrittenMemory { file, map, layers, own_bytes } = writer.wait(&progress).expect("writes");
@@ -56,7 +86,7 @@ fn what_is_written_is_memory_as_it_was_at_the_fork() {
 
 #[test]
 fn a_writer_is_left_a_fourth_of_a_cpu_however_many_vcpus_are_busy() {
-    let niceness = child::niceness;
+    let niceness = priority::niceness;
     assert_eq!([niceness(1, 1), niceness(1, 2), niceness(64, 64)], [5; 3]);
     assert_eq!([niceness(2, 1), niceness(4, 2), niceness(3, 1)], [2, 2, 0]);
     assert_eq!(
@@ -79,7 +109,8 @@ fn a_writer_stands_back_and_waits_for_its_word() {
     let memory = guest();
     let mut prepared = prepared(&memory, directory.path().join("memory"));
     let cpus = thread::available_parallelism().expect("they can be counted").get();
-    prepared.expect_fork(2 * cpus);
+    prepared.work_beside(2 * cpus);
+    prepared.expect_fork();
     let writer = prepared.fork(&memory).expect("forks");
     // Once it sleeps it has nothing more to do of its own accord.
     let of_writer = || state_and_niceness(&writer.child.pid.to_string());
@@ -88,7 +119,7 @@ fn a_writer_stands_back_and_waits_for_its_word() {
         assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", of_writer());
         thread::yield_now();
     }
-    assert_eq!(of_writer().1, state_and_niceness("thread-self").1 + child::niceness(2, 1));
+    assert_eq!(of_writer().1, state_and_niceness("thread-self").1 + priority::niceness(2, 1));
     assert_eq!(writer.writer.target.results.bytes_done(), 0);
     writer.wait(&Progress::new()).expect("who waits for it lets it begin");
 }
@@ -99,11 +130,12 @@ fn a_failure_to_write_has_its_reason() {
     let memory = guest();
     // 0: create, 1: set_len, and the child's three writes.
     for at in 2..5 {
-        std::fs::remove_file(directory.path().join("memory")).ok();
-        let fault = Fault::FailInChild(at, libc::ENOSPC);
-        let (result, _) = with(fault, || forked(&memory, &directory).wait(&Progress::new()));
-        let error = result.expect_err("no room");
-        assert!(matches!(&error, Error::NoSpace { wanted: MEMORY, .. }), "{error}");
+        for way in WAYS {
+            let fault = Fault::FailInChild(at, libc::ENOSPC);
+            let (result, _) = with(fault, || begun(way, &memory, &directory).wait(&Progress::new()));
+            let error = result.expect_err("no room");
+            assert!(matches!(&error, Error::NoSpace { wanted: MEMORY, .. }), "{way:?}: {error}");
+        }
     }
 }
 
@@ -111,13 +143,88 @@ fn a_failure_to_write_has_its_reason() {
 fn a_writer_that_is_killed_is_an_error() {
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
-    let (result, _) = with(Fault::Hang(2), || {
-        let writer = forked(&memory, &directory);
-        kill(writer.child.pid, Signal::SIGKILL).expect("it is there");
-        writer.wait(&Progress::new())
+    for way in WAYS {
+        let (result, _) = with(Fault::Hang(2), || {
+            let writer = begun(way, &memory, &directory);
+            kill(writer.child.pid, Signal::SIGKILL).expect("it is there");
+            writer.wait(&Progress::new())
+        });
+        let error = result.expect_err("killed");
+        assert!(error.to_string().contains("the writer was killed"), "{error}");
+    }
+}
+
+/// Writes to each chunk, where there is something.
+fn write_everywhere(memory: &GuestMemoryMmap, number: u64) {
+    for chunk in [3, 0, 2] {
+        memory.write_obj(number, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("the guest goes on");
+    }
+}
+
+#[test]
+fn a_guest_waits_for_no_writer_that_has_ended() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    with(Fault::Hang(2), || {
+        let mut prepared = prepared(&memory, directory.path().join("memory"));
+        prepared.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+        let writer = prepared.protect().expect("protects");
+        thread::scope(|scope| {
+            // There is room for one copy, which nobody reads.
+            let guest = scope.spawn(|| write_everywhere(&memory, 99));
+            kill(writer.child.pid, Signal::SIGKILL).expect("it is there");
+            guest.join().expect("it went on");
+        });
     });
-    let error = result.expect_err("killed");
-    assert!(error.to_string().contains("the writer was killed"), "{error}");
+}
+
+#[test]
+fn a_guest_that_is_faster_than_its_writer_waits() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    let path = directory.path().join("memory");
+    let mut prepared = prepared(&memory, path.clone());
+    let lent = lent(&memory, 1);
+    let habits = Arc::clone(&lent.habits);
+    prepared.expect_protection(lent).expect("privileged, and Linux 6.7");
+    let mut writer = prepared.protect().expect("protects");
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| write_everywhere(&memory, 99));
+        // The first one is copied, and nobody takes the copy yet.
+        let begun = Instant::now();
+        while memory.read_obj::<u64>(GuestAddress(3 * CHUNK_BYTES + 4096)).expect("read") != 99 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nobody copies");
+            thread::yield_now();
+        }
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(2 * CHUNK_BYTES + 4096)).expect("read"), 3, "it waits");
+        writer.begin().expect("begins");
+        writer.wait(&Progress::new()).expect("writes");
+        guest.join().expect("it went on");
+    });
+    let written = fs::read(path).expect("memory");
+    for chunk in [0, 2, 3] {
+        let at = (chunk * CHUNK_BYTES + 4096) as usize;
+        assert_eq!(written[at..at + 8], (chunk + 1).to_le_bytes(), "chunk {chunk}");
+    }
+    assert_eq!(habits.chunks().first(), Some(&3), "where it wrote first it will write again");
+}
+
+#[test]
+fn what_was_protected_for_nobody_is_not() {
+    let directory = tempfile::tempdir().expect("directory");
+    let memory = guest();
+    let mut unused = prepared(&memory, directory.path().join("unused"));
+    unused.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+    drop(unused);
+    let mut unwanted = prepared(&memory, directory.path().join("unwanted"));
+    unwanted.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+    drop(unwanted.protect().expect("protects"));
+    write_everywhere(&memory, 7);
+    // Registered once more.
+    let writer = begun(Way::Protect, &memory, &directory);
+    write_everywhere(&memory, 99);
+    writer.wait(&Progress::new()).expect("writes");
+    assert_eq!(fs::read(directory.path().join("memory")).expect("memory")[4096], 7);
 }
 
 #[test]
@@ -126,10 +233,9 @@ fn a_writer_that_nobody_wants_any_more_is_gone() {
     let memory = guest();
     let cancelled = Progress::new();
     cancelled.cancel();
-    for waits in [true, false] {
-        fs::remove_file(directory.path().join("memory")).ok();
+    for (waits, way) in [true, false].into_iter().flat_map(|waits| WAYS.map(|way| (waits, way))) {
         let (pid, _) = with(Fault::Hang(2), || {
-            let writer = forked(&memory, &directory);
+            let writer = begun(way, &memory, &directory);
             let pid = writer.child.pid;
             if waits {
                 assert!(matches!(writer.wait(&cancelled), Err(Error::Cancelled)));
@@ -144,21 +250,23 @@ fn a_writer_that_nobody_wants_any_more_is_gone() {
 fn the_writer_holds_nothing_of_its_parent() {
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
-    with(Fault::Hang(2), || {
-        let writer = forked(&memory, &directory);
-        let proc = PathBuf::from(format!("/proc/{}", writer.child.pid));
-        let descriptors = || {
-            let links = fs::read_dir(proc.join("fd")).expect("it lives").flatten();
-            links.flat_map(|link| fs::read_link(link.path())).collect::<BTreeSet<_>>()
-        };
-        let its_own = BTreeSet::from([directory.path().join("memory"), proc.join("pagemap")]);
-        // It settles before its first write, at which it hangs.
-        let begun = Instant::now();
-        while descriptors() != its_own {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", descriptors());
-            std::thread::yield_now();
-        }
-        let read = |name| fs::read_to_string(proc.join(name)).expect("it lives");
-        assert_eq!((&*read("comm"), &*read("oom_score_adj")), ("ckvmm-writer\n", "1000\n"));
-    });
+    for way in WAYS {
+        with(Fault::Hang(2), || {
+            let writer = begun(way, &memory, &directory);
+            let proc = PathBuf::from(format!("/proc/{}", writer.child.pid));
+            let descriptors = || {
+                let links = fs::read_dir(proc.join("fd")).expect("it lives").flatten();
+                links.flat_map(|link| fs::read_link(link.path())).collect::<BTreeSet<_>>()
+            };
+            let its_own = BTreeSet::from([directory.path().join("memory"), proc.join("pagemap")]);
+            // It settles before its first write, at which it hangs.
+            let begun = Instant::now();
+            while descriptors() != its_own {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", descriptors());
+                std::thread::yield_now();
+            }
+            let read = |name| fs::read_to_string(proc.join(name)).expect("it lives");
+            assert_eq!((&*read("comm"), &*read("oom_score_adj")), ("ckvmm-writer\n", "1000\n"));
+        });
+    }
 }

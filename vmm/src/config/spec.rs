@@ -257,6 +257,8 @@ pub enum CheckpointMode {
     /// The best that this host can do.
     #[default]
     Auto,
+    /// The guest goes on, its RAM is protected, and what it is about to change is copied first.
+    Protect,
     /// The guest goes on while a forked copy of the process writes.
     Fork,
     /// The guest stands still until all is written.

@@ -21,6 +21,7 @@ use ckvmm_snapshot::{LiveDisk, StateMap};
 use jiff::Timestamp;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use nix::unistd::Pid;
 
 use self::{
     board::{Assembled, Backends, Board, Cards},
@@ -141,6 +142,11 @@ impl Machine {
             clock.restore_kvmclock(&self.vm, *policy)?;
         }
         fds.iter().try_for_each(|fd| tell_of_pause(fd))
+    }
+
+    /// The threads of its vCPUs.
+    pub fn vcpu_threads(&self) -> Vec<Pid> {
+        self.vcpus.threads()
     }
 
     /// How many vCPUs it has.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ckvmm_devices::GuestRam;
-use ckvmm_snapshot::{MemoryImage, RamPlan, Run};
+use ckvmm_snapshot::{Copies, Habits, Lent, MemoryImage, RamPlan, Run};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::{
@@ -27,14 +27,19 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
 
-/// Guest RAM and the mappings behind it, which go when this goes.
+/// Guest RAM and the mappings behind it, which go when this goes, and nobody was lent them.
 #[derive(Debug)]
 pub struct Ram {
     memory: GuestRam,
-    regions: Vec<Arc<GuestRegionMmap<()>>>,
+    mapping: Arc<Mapping>,
     /// Where an image's file is mapped.
     mapped: Vec<Run>,
+    habits: Arc<Habits>,
 }
+
+/// The mappings of all regions.
+#[derive(Debug)]
+struct Mapping(Vec<Arc<GuestRegionMmap<()>>>);
 
 impl Ram {
     /// `bytes` of zeroed RAM, which take host memory only as the guest touches them.
@@ -48,7 +53,8 @@ impl Ram {
             .collect::<Result<Vec<_>>>()?;
         let memory = GuestRam::from_arc_regions(regions.clone())
             .map_err(|error| Error::Ram { bytes, source: io::Error::other(error) })?;
-        Ok(Ram { memory, regions, mapped: Vec::new() })
+        let mapping = Arc::new(Mapping(regions));
+        Ok(Ram { memory, mapping, mapped: Vec::new(), habits: Arc::default() })
     }
 
     /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero. (The shortest
@@ -77,6 +83,13 @@ impl Ram {
     /// The runs of RAM, ascending, over which the file of an image is mapped; all else is anonymous.
     pub fn mapped(&self) -> &[Run] {
         &self.mapped
+    }
+
+    /// For a writer that protects RAM, if it can: not where a file is mapped.
+    pub fn lend(&self, copies: Copies) -> Option<Lent> {
+        let mapping: Arc<Mapping> = Arc::clone(&self.mapping);
+        let (memory, habits) = (self.memory.clone(), Arc::clone(&self.habits));
+        self.mapped.is_empty().then_some(Lent { memory, mapping, habits, copies })
     }
 
     fn map_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {
@@ -114,10 +127,9 @@ impl Ram {
     }
 }
 
-impl Drop for Ram {
+impl Drop for Mapping {
     fn drop(&mut self) {
-        self.memory = GuestRam::new();
-        for region in self.regions.drain(..) {
+        for region in self.0.drain(..) {
             // A device that still holds RAM keeps its mapping: a leak is better than a dangling pointer.
             if Arc::strong_count(&region) == 1 {
                 // SAFETY: `region` is the last user of this mapping, which `region()` made and nobody else unmaps.

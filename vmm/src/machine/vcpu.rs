@@ -12,13 +12,14 @@ use std::{
     io,
     os::unix::thread::JoinHandleExt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     thread::{self, JoinHandle},
 };
 
 use kvm_ioctls::VcpuFd;
+use nix::unistd::{Pid, gettid};
 
 use super::{
     events::{MachineEvent, Notify},
@@ -81,6 +82,8 @@ pub struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     kick: Kick,
     thread: Option<JoinHandle<()>>,
+    /// The thread's number, once it runs.
+    tid: Arc<OnceLock<Pid>>,
 }
 
 /// All vCPUs of a machine. They are born parked.
@@ -105,10 +108,11 @@ impl Vcpus {
         let mut all = Vcpus { gate, vcpus: Vec::with_capacity(fds.len()) };
         for (id, mut fd) in fds.into_iter().enumerate() {
             let kick = Kick::new(&mut fd);
-            let fd = Arc::new(Mutex::new(fd));
+            let (fd, tid) = (Arc::new(Mutex::new(fd)), Arc::default());
             let thread = VcpuThread {
                 id: id as u32,
                 fd: Arc::clone(&fd),
+                tid: Arc::clone(&tid),
                 gate: Arc::clone(&all.gate),
                 buses: Arc::clone(buses),
                 notify: notify.clone(),
@@ -117,7 +121,7 @@ impl Vcpus {
                 .name(format!("vcpu{id}"))
                 .spawn(move || thread.main())
                 .map_err(Error::os("starting a vCPU thread"))?;
-            all.vcpus.push(Vcpu { fd, kick, thread: Some(thread) });
+            all.vcpus.push(Vcpu { fd, kick, thread: Some(thread), tid });
         }
         Ok(all)
     }
@@ -125,6 +129,11 @@ impl Vcpus {
     /// How many they are.
     pub fn count(&self) -> usize {
         self.vcpus.len()
+    }
+
+    /// Their threads.
+    pub fn threads(&self) -> Vec<Pid> {
+        self.vcpus.iter().filter_map(|vcpu| vcpu.tid.get().copied()).collect()
     }
 
     /// Lets the vCPUs run.
@@ -183,6 +192,7 @@ fn lock(fd: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
 struct VcpuThread {
     id: u32,
     fd: Arc<Mutex<VcpuFd>>,
+    tid: Arc<OnceLock<Pid>>,
     gate: Arc<Gate>,
     buses: Arc<Buses>,
     notify: Notify,
@@ -191,6 +201,8 @@ struct VcpuThread {
 impl VcpuThread {
     fn main(self) {
         priority::be_usual();
+        // Its own, set once.
+        let _ = self.tid.set(gettid());
         let mut stopped = false;
         while self.gate.wait(&self.fd, stopped) {
             let mut fd = lock(&self.fd);

@@ -1,8 +1,9 @@
 //! What mode `auto` is: who writes the guest's RAM, decided from what is known. Pure.
 //!
-//! A child costs the guest a copy of page tables, and memory: the guest's writes are copied until the child has written
-//! what was there. If there is not that much, somebody is killed for it, most likely the child, and the checkpoint is
-//! lost; a guest that stands still for a while has lost less.
+//! RAM that is protected costs the guest least, and takes no more memory than there is. Where it cannot be, a forked child
+//! costs the guest a copy of page tables, and memory: the guest's writes are copied until the child has written what was
+//! there. If there is not that much, somebody is killed for it, most likely the child, and the checkpoint is lost; a guest
+//! that stands still for a while has lost less.
 
 use super::history::{History, Work};
 use crate::{checkpoint::Writer, cli::output::bytes, config::CheckpointMode, host::memory::Free};
@@ -27,22 +28,23 @@ pub(super) struct Known<'a> {
     pub(super) history: &'a History,
 }
 
-/// Who writes; and why, if it is not what a guest that goes on would wish for.
-pub(super) fn writer(mode: CheckpointMode, known: &Known<'_>) -> (Writer, Option<String>) {
+/// Who writes.
+pub(super) fn writer(mode: CheckpointMode, known: &Known<'_>) -> Writer {
     match mode {
-        CheckpointMode::Stop => (Writer::Stop, None),
-        CheckpointMode::Fork => (Writer::Fork, None),
+        CheckpointMode::Stop => Writer::Stop,
+        CheckpointMode::Fork => Writer::Fork,
+        CheckpointMode::Protect => Writer::Protect,
         // A guest that will not run again needs no child.
-        CheckpointMode::Auto if known.stop => (Writer::Stop, None),
-        CheckpointMode::Auto => match &known.free {
-            Some(free) if free.bytes < needed(known) => (Writer::Stop, Some(because(free, known))),
-            // What is not known is tried: a fork that is refused costs nothing.
-            _ => (Writer::ForkOrStop, None),
-        },
+        CheckpointMode::Auto if known.stop => Writer::Stop,
+        // What is not known is tried: a fork that is refused costs nothing.
+        CheckpointMode::Auto => {
+            let free = known.free.as_ref().filter(|free| free.bytes < needed(known));
+            Writer::Auto { no_fork: free.map(|free| because(free, known)) }
+        }
     }
 }
 
-/// Bytes that a child may cost. At worst that is all that the guest has; but a guest seldom writes to all of it in the
+/// Bytes that a forked child may cost. At worst that is all that the guest has; but a guest seldom writes to all of it in the
 /// seconds that a child takes, and what it changed lately says what it writes to.
 fn needed(known: &Known<'_>) -> u64 {
     copied(known) + known.resident / PAGES_IN_A_TABLE + RESERVE
@@ -84,33 +86,41 @@ mod tests {
 
     #[test]
     fn who_writes() {
-        use CheckpointMode::{Auto, Fork, Stop};
+        use CheckpointMode::{Auto, Fork, Protect, Stop};
         let (nothing, little, much) = (History::default(), lately(50 * MIB), lately(1500 * MIB));
         let free = |bytes| Some(Free { bytes, whose: "this host".into() });
-        for (mode, stop, resident, free, history, wanted) in [
+        for (mode, stop, wanted) in [
             // what was asked for, whatever is known
-            (Stop, false, MIB, free(GIB), &nothing, Writer::Stop),
-            (Fork, false, 2 * GIB, free(MIB), &nothing, Writer::Fork),
-            (Fork, true, 2 * GIB, free(MIB), &nothing, Writer::Fork),
+            (Stop, false, Writer::Stop),
+            (Fork, false, Writer::Fork),
+            (Fork, true, Writer::Fork),
+            (Protect, true, Writer::Protect),
             // nobody waits for the guest
-            (Auto, true, MIB, free(GIB), &nothing, Writer::Stop),
-            // the common case: the worst fits
-            (Auto, false, 2 * GIB, free(3 * GIB), &nothing, Writer::ForkOrStop),
-            (Auto, false, 2 * GIB, free(3 * GIB), &much, Writer::ForkOrStop),
-            (Auto, false, 2 * GIB, None, &nothing, Writer::ForkOrStop),
-            // it does not, and nothing says that it will not come
-            (Auto, false, 2 * GIB, free(2 * GIB), &nothing, Writer::Stop),
-            (Auto, false, 2 * GIB, free(2 * GIB), &much, Writer::Stop),
-            // a guest that changes little
-            (Auto, false, 2 * GIB, free(GIB), &little, Writer::ForkOrStop),
-            (Auto, false, 2 * GIB, free(100 * MIB), &little, Writer::Stop),
-            (Auto, false, 16 * MIB, free(49 * MIB), &nothing, Writer::ForkOrStop),
-            (Auto, false, 16 * MIB, free(47 * MIB), &nothing, Writer::Stop),
+            (Auto, true, Writer::Stop),
         ] {
-            let known = Known { stop, resident, free, history };
-            let (chosen, why) = writer(mode, &known);
-            assert_eq!(chosen, wanted, "{mode:?}, {known:?}");
-            assert_eq!(why.is_some(), mode == Auto && wanted == Writer::Stop && !stop, "{why:?}");
+            let known = Known { stop, resident: 2 * GIB, free: free(MIB), history: &nothing };
+            assert_eq!(writer(mode, &known), wanted, "{mode:?}, {known:?}");
+        }
+        for (resident, free, history, may_fork) in [
+            // the common case: the worst fits
+            (2 * GIB, free(3 * GIB), &nothing, true),
+            (2 * GIB, free(3 * GIB), &much, true),
+            (2 * GIB, None, &nothing, true),
+            // it does not, and nothing says that it will not come
+            (2 * GIB, free(2 * GIB), &nothing, false),
+            (2 * GIB, free(2 * GIB), &much, false),
+            // a guest that changes little
+            (2 * GIB, free(GIB), &little, true),
+            (2 * GIB, free(100 * MIB), &little, false),
+            (16 * MIB, free(49 * MIB), &nothing, true),
+            (16 * MIB, free(47 * MIB), &nothing, false),
+        ] {
+            let known = Known { stop: false, resident, free, history };
+            let chosen = writer(Auto, &known);
+            assert!(
+                matches!(&chosen, Writer::Auto { no_fork } if no_fork.is_none() == may_fork),
+                "{chosen:?}, {known:?}"
+            );
         }
     }
 
@@ -119,7 +129,7 @@ mod tests {
         let history = lately(200 * MIB);
         let free = Free { bytes: 100 * MIB, whose: "the control group /sys/fs/cgroup/vm".into() };
         let known = Known { stop: false, resident: 2 * GIB, free: Some(free), history: &history };
-        let why = writer(CheckpointMode::Auto, &known).1.unwrap();
+        let Writer::Auto { no_fork: Some(why) } = writer(CheckpointMode::Auto, &known) else { panic!("there is room") };
         assert!(why.starts_with("checkpoint: the control group /sys/fs/cgroup/vm has 100"), "{why}");
         assert!(why.contains(" 400") && !why.contains('\n'), "{why}");
     }

@@ -115,8 +115,7 @@ impl Life<'_> {
         };
         let resident = session.resident();
         let known = Known { stop: wanted.stop, resident, free: memory::free(), history: &session.history };
-        let (writer, why) = auto::writer(mode, &known);
-        why.iter().for_each(|why| say(why));
+        let writer = auto::writer(mode, &known);
         let (now, disks) = (Instant::now(), bytes_to_capture(&self.machine));
         session.history.begin(now, session.history.work(now, resident, disks));
         let plan = Plan {

@@ -1,0 +1,343 @@
+//! Guest RAM that is protected against writing at the cut, and copied before the guest writes to it.
+//!
+//! ```text
+//! prepare   register memory · slots · threads · a child without guest RAM        the guest runs
+//! protect   protect all of it · look which pages there are                       in its pause
+//! fault     copy the chunk · unprotect it · hand the copy to the child           who writes there waits meanwhile
+//! copier    the same for all other chunks, one after the other                   the guest runs
+//! ```
+//!
+//! A fork copies page tables while the guest stands still, and its huge pages are split as the guest writes. Here neither
+//! happens: to protect a huge page is to change one entry, and the guest waits once for each 2 MiB that it writes to,
+//! for a copy that no other CPU is disturbed by. The memory that it takes is bounded by the slots: a guest that is
+//! faster than the child waits. The child has no guest RAM, only the slots.
+//!
+//! Invariants: a chunk is copied while all of its pages that were there at the cut are protected: who copies takes the
+//! chunk before it is unprotected, and what another one had taken by the end of the copy is not used. Only the first one
+//! who took a chunk hands it over.
+#![allow(unsafe_code)]
+
+mod present;
+mod slots;
+mod uffd;
+
+use std::any::Any;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+pub(super) use self::slots::{Handed, Slots};
+
+use self::present::{Present, Scanner};
+use self::slots::Taker;
+use self::uffd::Uffd;
+use super::priority;
+use crate::chunk_writer::copy_out;
+use crate::limits::CHUNK_BYTES;
+use crate::memory::PlannedChunk;
+
+/// Slots that are ready for a guest of which nothing is known.
+const READY: usize = 32;
+
+/// Guest RAM to be protected; all of it is anonymous memory.
+#[derive(Clone)]
+pub struct Lent {
+    /// The RAM.
+    pub memory: GuestMemoryMmap,
+    /// It stays mapped as long as this lives.
+    pub mapping: Arc<dyn Any + Send + Sync>,
+    /// What the guest is known to do with it.
+    pub habits: Arc<Habits>,
+    /// What copies may take.
+    pub copies: Copies,
+}
+
+/// Memory for copies of RAM.
+#[derive(Clone)]
+pub struct Copies {
+    /// So many bytes at most.
+    pub most_bytes: u64,
+    /// Whether there is still room for more: else the guest waits until the child has written some. In doubt an
+    /// out-of-memory killer would take the VM, whose memory it is.
+    pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What a guest wrote to while its RAM was last written. It will write there again.
+#[derive(Debug, Default)]
+pub struct Habits(Mutex<Vec<usize>>);
+
+impl Habits {
+    /// The chunks, in the order in which they were written to.
+    pub(super) fn chunks(&self) -> Vec<usize> {
+        self.0.lock().map_or_else(|_| Vec::new(), |chunks| chunks.clone())
+    }
+}
+
+/// Guest RAM that is, or is going to be, protected; it is not when this is dropped.
+pub(super) struct Protection {
+    shared: Arc<Shared>,
+    scanner: Option<Scanner>,
+    /// In what order chunks are copied.
+    order: Vec<usize>,
+    faults: Option<JoinHandle<()>>,
+    copier: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    uffd: Uffd,
+    areas: Vec<Area>,
+    /// By number.
+    chunks: Vec<Chunk>,
+    present: OnceLock<Present>,
+    slots: Slots,
+    has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What was written to.
+    written: Mutex<Vec<usize>>,
+    /// Says when the child has ended.
+    child: OnceLock<OwnedFd>,
+    over: AtomicBool,
+    stop: EventFd,
+    // Dropped in this order.
+    memory: GuestMemoryMmap,
+    habits: Arc<Habits>,
+    _mapping: Arc<dyn Any + Send + Sync>,
+}
+
+/// The memory of a region of guest RAM.
+struct Area {
+    host: Range<usize>,
+    /// The number of its first chunk.
+    first: usize,
+}
+
+struct Chunk {
+    host: Range<usize>,
+    guest_address: u64,
+    taken: AtomicBool,
+}
+
+impl Protection {
+    /// Makes ready to protect `lent`, of which `planned` are the chunks by number, copied in the order `order`. Copier and
+    /// child work at the same time if the host is roomy.
+    pub(super) fn prepare(
+        lent: Lent,
+        planned: &[PlannedChunk],
+        order: Vec<usize>,
+        is_roomy: bool,
+    ) -> io::Result<Protection> {
+        let Lent { memory, mapping, habits, copies } = lent;
+        let (uffd, mut scanner, stop) = (Uffd::open()?, Scanner::new()?, EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+        let chunks = planned.iter().map(|planned| Chunk::new(&memory, planned)).collect::<io::Result<Vec<_>>>()?;
+        let mut areas: Vec<(usize, Area)> = Vec::new();
+        for (number, (chunk, planned)) in chunks.iter().zip(planned).enumerate() {
+            match areas.last_mut() {
+                Some((region, area)) if *region == planned.region => area.host.end = chunk.host.end,
+                _ => areas.push((planned.region, Area { host: chunk.host.clone(), first: number })),
+            }
+        }
+        let most = usize::try_from(copies.most_bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
+        let slots = Slots::new(chunks.len(), is_roomy, most, habits.chunks().len().max(READY))?;
+        let shared = Arc::new(Shared {
+            uffd,
+            areas: areas.into_iter().map(|(_, area)| area).collect(),
+            chunks,
+            present: OnceLock::new(),
+            slots,
+            has_room: copies.has_room,
+            written: Mutex::default(),
+            child: OnceLock::new(),
+            over: AtomicBool::new(false),
+            stop,
+            memory,
+            habits,
+            _mapping: mapping,
+        });
+        scanner.look(shared.areas.iter().map(|area| &area.host))?;
+        let mut protection =
+            Protection { shared: Arc::clone(&shared), scanner: Some(scanner), order, faults: None, copier: None };
+        shared.areas.iter().try_for_each(|area| shared.uffd.register(&area.host))?;
+        let faults = thread::Builder::new().name("faults".into()).spawn(move || shared.serve_faults())?;
+        protection.faults = Some(faults);
+        Ok(protection)
+    }
+
+    /// Does something in this process that shall not see the RAM: a fork.
+    pub(super) fn without_ram<T>(&self, act: impl FnOnce() -> T) -> T {
+        let advise = |advice| self.shared.areas.iter().for_each(|area| area.advise(advice));
+        advise(libc::MADV_DONTFORK);
+        let done = act();
+        advise(libc::MADV_DOFORK);
+        done
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.shared.slots
+    }
+
+    /// `child` is who is handed the chunks: it says when that has ended.
+    pub(super) fn serve(&self, child: OwnedFd) {
+        // There is one child.
+        let _ = self.shared.child.set(child);
+    }
+
+    /// Protects: chunks are copied as they are now.
+    pub(super) fn protect(&mut self) -> io::Result<()> {
+        let Some(mut scanner) = self.scanner.take() else { return Ok(()) };
+        let mut areas = self.shared.areas.iter();
+        let protected =
+            areas.try_for_each(|area| self.shared.uffd.protect(&area.host)).and_then(|()| scanner.look_again());
+        // Once only: the scanner is gone. Whoever waits for a page that is protected already waits for this.
+        let _ = self.shared.present.set(scanner.finish());
+        protected
+    }
+
+    /// Begins to copy what nobody writes to, `nice` behind others.
+    pub(super) fn begin(&mut self, nice: libc::c_int) -> io::Result<()> {
+        if self.copier.is_none() {
+            let (shared, order) = (Arc::clone(&self.shared), std::mem::take(&mut self.order));
+            let copy = move || {
+                priority::stand_back(nice);
+                shared.copy_all(&order);
+            };
+            self.copier = Some(thread::Builder::new().name("copier".into()).spawn(copy)?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Protection {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.over.store(true, Relaxed);
+        // Neither panics; and what one of them had to say, nobody wants to hear any more.
+        let _ = self.copier.take().map(JoinHandle::join);
+        // Whoever waits goes on. It fails only for what was never registered.
+        shared.areas.iter().for_each(|area| _ = shared.uffd.unregister(&area.host));
+        let _ = shared.stop.write(1);
+        let _ = self.faults.take().map(JoinHandle::join);
+        let written = shared.written.lock().map_or_else(|_| Vec::new(), |mut written| std::mem::take(&mut *written));
+        if shared.present.get().is_some()
+            && let Ok(mut chunks) = shared.habits.0.lock()
+        {
+            *chunks = written;
+        }
+    }
+}
+
+impl Shared {
+    /// The thread's that the guest waits for.
+    fn serve_faults(&self) {
+        priority::come_first();
+        loop {
+            let mut ready =
+                [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+            // An interrupted call is as good as one that says that there may be something.
+            let _ = poll(&mut ready, PollTimeout::NONE);
+            if ready[1].any() == Some(true) {
+                return;
+            }
+            self.uffd.faults().for_each(|address| self.serve_fault(address));
+        }
+    }
+
+    fn serve_fault(&self, address: usize) {
+        let Some(area) = self.areas.iter().find(|area| area.host.contains(&address)) else { return };
+        let number = area.first + (address - area.host.start) / CHUNK_BYTES as usize;
+        let chunk = &self.chunks[number];
+        let mut copied = None;
+        if !chunk.taken.swap(true, AcqRel) {
+            copied = self.slots.take(Taker::Fault, &*self.has_room, || self.is_hopeless());
+            copied.iter().for_each(|slot| self.copy(chunk, *slot));
+        }
+        self.unprotect(chunk);
+        if copied.is_some() {
+            self.slots.hand(Handed { chunk: number, slot: copied });
+            self.written.lock().iter_mut().for_each(|written| written.push(number));
+        }
+    }
+
+    /// The copier's work.
+    fn copy_all(&self, order: &[usize]) {
+        for number in order {
+            let chunk = &self.chunks[*number];
+            if chunk.taken.load(Relaxed) {
+                continue;
+            }
+            if self.present().of(&chunk.host).next().is_none() {
+                // Nobody waits for it either.
+                if !chunk.taken.swap(true, AcqRel) {
+                    self.slots.hand(Handed { chunk: *number, slot: None });
+                }
+                continue;
+            }
+            let Some(slot) = self.slots.take(Taker::Copier, || false, || self.is_hopeless()) else { return };
+            self.copy(chunk, slot);
+            if chunk.taken.swap(true, AcqRel) {
+                self.slots.put_back(slot);
+                continue;
+            }
+            self.unprotect(chunk);
+            self.slots.hand(Handed { chunk: *number, slot: Some(slot) });
+        }
+    }
+
+    /// Copies a chunk as it was at the cut, while it is protected; else anything.
+    fn copy(&self, chunk: &Chunk, slot: u32) {
+        let to = self.slots.content_mut(slot);
+        let mut done = 0;
+        for there in self.present().of(&chunk.host) {
+            let (start, end) = (there.start - chunk.host.start, there.end - chunk.host.start);
+            to[done..start].fill(0);
+            // It lies in guest RAM, as the chunk does.
+            let _ = copy_out(&self.memory, chunk.guest_address + start as u64, &mut to[start..end]);
+            done = end;
+        }
+        to[done..chunk.host.len()].fill(0);
+    }
+
+    fn unprotect(&self, chunk: &Chunk) {
+        // It fails only for what is not registered any more, where nobody waits.
+        let _ = self.uffd.unprotect(&chunk.host);
+    }
+
+    /// Those at the cut. Nobody asks before.
+    fn present(&self) -> &Present {
+        self.present.wait()
+    }
+
+    /// Whether no slot will be given back any more.
+    fn is_hopeless(&self) -> bool {
+        let ended = |child: &OwnedFd| {
+            let mut ended = [PollFd::new(child.as_fd(), PollFlags::POLLIN)];
+            poll(&mut ended, PollTimeout::ZERO).is_ok_and(|ended| ended > 0)
+        };
+        self.over.load(Relaxed) || self.child.get().is_none_or(ended)
+    }
+}
+
+impl Chunk {
+    fn new(memory: &GuestMemoryMmap, planned: &PlannedChunk) -> io::Result<Chunk> {
+        let slice = memory.get_slice(GuestAddress(planned.guest_address), planned.guest_bytes as usize);
+        let start = slice.map_err(io::Error::other)?.ptr_guard().as_ptr() as usize;
+        Ok(Chunk {
+            host: start..start + planned.guest_bytes as usize,
+            guest_address: planned.guest_address,
+            taken: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Area {
+    fn advise(&self, advice: libc::c_int) {
+        // SAFETY: the area is mapped as long as RAM is; what a child sees of it changes nothing here.
+        unsafe { libc::madvise(self.host.start as *mut libc::c_void, self.host.len(), advice) };
+    }
+}
