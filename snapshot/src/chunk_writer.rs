@@ -101,7 +101,15 @@ pub(crate) enum Source<'a> {
     Copy(&'a [u8]),
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// What begins `done` bytes after the begin of the chunk, as much as `buffer` has room for; there, if it has to be copied.
+    fn read(self, planned: &PlannedChunk, done: u64, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        match self {
+            Source::Copy(content) => Ok(&content[done as usize..done as usize + buffer.len()]),
+            Source::Guest(_) => self.copy_out(planned, done, buffer).map(|()| &*buffer),
+        }
+    }
+
     /// Copies what begins `done` bytes after the begin of the chunk.
     fn copy_out(self, planned: &PlannedChunk, done: u64, to: &mut [u8]) -> io::Result<()> {
         match self {
@@ -227,8 +235,8 @@ impl ChunkWriter {
         let Some(base) = &self.base else { return Ok(PageSet::default()) };
         let mut changed = PageSet::default();
         for (done, count) in pieces(planned.guest_bytes) {
-            let (new, old) = (&mut self.piece[..count], &mut self.old_piece[..count]);
-            memory.copy_out(planned, done, new).map_err(Trouble::Write)?;
+            let new = memory.read(planned, done, &mut self.piece[..count]).map_err(Trouble::Write)?;
+            let old = &mut self.old_piece[..count];
             base.file().read(planned.file.start + done, old).map_err(Trouble::Base)?;
             let first = (done / PAGE_BYTES) as usize;
             let is_new = |page: usize| {
@@ -263,6 +271,7 @@ impl Reader {
         buffer: &mut [u8],
         mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
     ) -> io::Result<Chunk> {
+        let buffer_holds_all = buffer.len() > PIECE_BYTES;
         for (done, count) in pieces(planned.guest_bytes) {
             if self.pages.is_untouched(done, count) {
                 self.digester.zeros(count as u64);
@@ -270,7 +279,11 @@ impl Reader {
             }
             let start = done as usize % buffer.len();
             let piece = &mut buffer[start..start + count];
-            memory.copy_out(planned, done, piece)?;
+            // Who has room for all wants it there.
+            let piece = match buffer_holds_all {
+                true => memory.copy_out(planned, done, piece).map(|()| &*piece)?,
+                false => memory.read(planned, done, piece)?,
+            };
             if self.digester.piece(piece) {
                 each(piece, planned.file.start + done)?;
             }

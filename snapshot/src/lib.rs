@@ -58,4 +58,4 @@ pub use seal::{is_sealed, sealed};
 pub use sparse::CopyMethod;
 pub use staged::StagedImage;
 pub use store::{Entry, Store};
-pub use writer::{Copies, ForkedWriter, Habits, Lent, PreparedWriter, Refused};
+pub use writer::{Copies, ForkedWriter, Habits, Lent, PreparedWriter, Refused, can_protect};

@@ -39,6 +39,12 @@ pub(crate) fn restore(home: &Home, checkpoint: &Path, more: &[&str]) -> Ckvmm {
     home.restore(checkpoint, &arguments)
 }
 
+/// Whether this host can protect a guest's RAM; says so if not.
+pub(crate) fn can_protect() -> bool {
+    let can = ckvmm_snapshot::can_protect();
+    can.map_err(|error| eprintln!("skipped: RAM cannot be protected here: {error}")).is_ok()
+}
+
 /// From now on a signal that asks for a checkpoint reaches a `ckvmm` of this thread however early it is sent: what a
 /// parent blocks its child has blocked, and pending, until it takes signals itself.
 pub(crate) fn keep_early_signals() {

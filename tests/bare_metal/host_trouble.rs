@@ -39,7 +39,7 @@ fn a_disk_that_breaks_costs_the_checkpoint_and_nothing_else() {
     if guest::skipped() || !mount::enter_namespace() {
         return;
     }
-    for mode in ["protect", "fork", "stop"] {
+    for mode in ["auto", "fork", "stop"] {
         let home = Home::in_memory();
         let store = home.join("checkpoints");
         fs::create_dir(&store).expect("an empty directory");
@@ -122,7 +122,7 @@ fn is_the_writer_s_end(group: &Cgroup) -> bool {
 
 #[test]
 fn where_memory_is_short_a_guest_waits_for_its_writer_and_nobody_is_killed() {
-    if guest::skipped() {
+    if guest::skipped() || !guest::can_protect() {
         return;
     }
     let Some(group) = Cgroup::new(Limits::Memory) else { return };
@@ -156,8 +156,8 @@ fn where_memory_is_short_a_restored_guest_stands_still_and_nobody_is_killed() {
     let mut vm = Ckvmm::start_command(group.run(&command));
     // What it has written to is its own.
     bare_metal::goes_on(&mut vm);
-    // Its image lies in the page cache, which counts as free: that is not enough for all that it might write meanwhile.
-    group.limit(Some(group.charged() + 8 * MIB));
+    // Of this the 16 MiB that it writes to are taken: a copy of them and what others must find is not left.
+    group.limit(Some(56 * MIB));
     vm.signal(Signal::SIGUSR1);
     is_error(&vm.messages.expect("stands still", LIMIT), &["control group", "may write to", "free memory"]);
     assert_eq!(mode(&bare_metal::committed(&vm)), "stop");

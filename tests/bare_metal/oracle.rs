@@ -112,7 +112,7 @@ fn cuts(way: Way) {
 
 /// RAM that was restored cannot be protected: each chain is of a guest that was booted.
 fn cuts_of_protected(full: bool) {
-    if guest::skipped() {
+    if guest::skipped() || !guest::can_protect() {
         return;
     }
     let mut random = Random::seeded();

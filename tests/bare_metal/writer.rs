@@ -3,7 +3,7 @@
 //!
 //! The tests stop it with SIGSTOP: so whatever happens, happens while it writes.
 
-use std::{fs, time::Instant};
+use std::{collections::BTreeSet, fs, time::Instant};
 
 use ckvmm_tests::{
     LIMIT,
@@ -42,6 +42,11 @@ impl Stopped {
             settled.then(|| Pid::from_raw(pid.parse().expect("a number")))
         });
         kill(pid, Signal::SIGSTOP).expect("it writes");
+        // One that is handed copies is there before the cut; who copies comes after it.
+        soon("the cut", || {
+            let threads = names_of_threads(vm);
+            (!threads.contains("faults\n") || threads.contains("copier\n")).then_some(())
+        });
         Stopped(pid)
     }
 
@@ -57,6 +62,11 @@ impl Drop for Stopped {
         // It may have been killed.
         let _ = kill(self.0, Signal::SIGCONT);
     }
+}
+
+fn names_of_threads(vm: &Ckvmm) -> BTreeSet<String> {
+    let threads = fs::read_dir(format!("/proc/{}/task", vm.pid())).expect("the VM is there").flatten();
+    threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok()).collect()
 }
 
 /// What `look` finds, for which there is no event to wait for.

@@ -36,7 +36,8 @@ fn list_says_what_is_shared() {
     assert_eq!(lines.next().unwrap(), header);
     let rows: Vec<_> = lines.collect();
     assert_eq!(rows[0][9], "-");
-    assert_eq!((rows[1][8], rows[1][9]), ("protect", &rows[0][10][..8]), "the parent is named: {table}");
+    let auto = if ckvmm_snapshot::can_protect().is_ok() { "protect" } else { "fork" };
+    assert_eq!((rows[1][8], rows[1][9]), (auto, &rows[0][10][..8]), "the parent is named: {table}");
     let inspected = home.ok(["inspect", &first]);
     assert!(inspected.contains("0B shared with other checkpoints"), "{inspected}");
 }

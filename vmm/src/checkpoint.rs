@@ -87,7 +87,7 @@ struct Captured {
 #[derive(Debug)]
 enum Memory {
     Written { bytes: u64 },
-    Forked(ForkedWriter),
+    Forked(Box<ForkedWriter>),
 }
 
 impl Memory {
@@ -197,10 +197,10 @@ fn capture(
     };
     let memory = match writer {
         Writer::Stop => write(prepared)?,
-        Writer::Protect => Memory::Forked(prepared.protect().map_err(|refused| refused.error)?),
-        Writer::Fork => Memory::Forked(prepared.fork(ram).map_err(|refused| refused.error)?),
+        Writer::Protect => Memory::Forked(prepared.protect().map_err(|refused| refused.error)?.into()),
+        Writer::Fork => Memory::Forked(prepared.fork(ram).map_err(|refused| refused.error)?.into()),
         Writer::Auto { .. } => match prepared.fork(ram) {
-            Ok(writer) => Memory::Forked(writer),
+            Ok(writer) => Memory::Forked(writer.into()),
             Err(refused) => {
                 let Refused { error, writer } = *refused;
                 say(&format!("{}; the guest stands still until its RAM is written", without_mend(&error.to_string())));
@@ -229,7 +229,7 @@ impl Begun {
         staged.finish_disks(progress)?;
         let written_bytes = match memory {
             Memory::Written { bytes } => bytes,
-            Memory::Forked(writer) => staged.finish_memory(writer, progress)?,
+            Memory::Forked(writer) => staged.finish_memory(*writer, progress)?,
         };
         // Late: while a thread of this process is at work, each page that is copied for the guest interrupts its CPU.
         staged.write_state(&state)?;

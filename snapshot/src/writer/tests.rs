@@ -33,7 +33,15 @@ enum Way {
     Protect,
 }
 
-const WAYS: [Way; 2] = [Way::Fork, Way::Protect];
+/// Those that there are here.
+fn ways() -> &'static [Way] {
+    if can_protect().is_ok() { &[Way::Fork, Way::Protect] } else { &[Way::Fork] }
+}
+
+/// Says so if not.
+fn protects() -> bool {
+    can_protect().map_err(|error| eprintln!("skipped: RAM cannot be protected here: {error}")).is_ok()
+}
 
 /// `memory` for a writer that protects it, with copies of `chunks` chunks at most.
 fn lent(memory: &GuestMemoryMmap, chunks: u64) -> Lent {
@@ -48,7 +56,7 @@ fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> F
     let mut writer = match way {
         Way::Fork => writer.fork(memory).expect("forks"),
         Way::Protect => {
-            writer.expect_protection(lent(memory, 4)).expect("privileged, and Linux 6.7");
+            writer.expect_protection(lent(memory, 4)).expect("it can be done here");
             writer.protect().expect("protects")
         }
     };
@@ -58,7 +66,7 @@ fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> F
 
 #[test]
 fn what_is_written_is_memory_as_it_was_at_the_cut() {
-    for way in WAYS {
+    for way in ways().iter().copied() {
         what_is_written_is_memory_as_it_was(way);
     }
 }
@@ -130,7 +138,7 @@ fn a_failure_to_write_has_its_reason() {
     let memory = guest();
     // 0: create, 1: set_len, and the child's three writes.
     for at in 2..5 {
-        for way in WAYS {
+        for way in ways().iter().copied() {
             let fault = Fault::FailInChild(at, libc::ENOSPC);
             let (result, _) = with(fault, || begun(way, &memory, &directory).wait(&Progress::new()));
             let error = result.expect_err("no room");
@@ -143,7 +151,7 @@ fn a_failure_to_write_has_its_reason() {
 fn a_writer_that_is_killed_is_an_error() {
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
-    for way in WAYS {
+    for way in ways().iter().copied() {
         let (result, _) = with(Fault::Hang(2), || {
             let writer = begun(way, &memory, &directory);
             kill(writer.child.pid, Signal::SIGKILL).expect("it is there");
@@ -163,11 +171,14 @@ fn write_everywhere(memory: &GuestMemoryMmap, number: u64) {
 
 #[test]
 fn a_guest_waits_for_no_writer_that_has_ended() {
+    if !protects() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
     with(Fault::Hang(2), || {
         let mut prepared = prepared(&memory, directory.path().join("memory"));
-        prepared.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+        prepared.expect_protection(lent(&memory, 1)).expect("it can be done here");
         let writer = prepared.protect().expect("protects");
         thread::scope(|scope| {
             // There is room for one copy, which nobody reads.
@@ -180,13 +191,16 @@ fn a_guest_waits_for_no_writer_that_has_ended() {
 
 #[test]
 fn a_guest_that_is_faster_than_its_writer_waits() {
+    if !protects() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
     let path = directory.path().join("memory");
     let mut prepared = prepared(&memory, path.clone());
     let lent = lent(&memory, 1);
     let habits = Arc::clone(&lent.habits);
-    prepared.expect_protection(lent).expect("privileged, and Linux 6.7");
+    prepared.expect_protection(lent).expect("it can be done here");
     let mut writer = prepared.protect().expect("protects");
     thread::scope(|scope| {
         let guest = scope.spawn(|| write_everywhere(&memory, 99));
@@ -211,13 +225,16 @@ fn a_guest_that_is_faster_than_its_writer_waits() {
 
 #[test]
 fn what_was_protected_for_nobody_is_not() {
+    if !protects() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
     let mut unused = prepared(&memory, directory.path().join("unused"));
-    unused.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+    unused.expect_protection(lent(&memory, 1)).expect("it can be done here");
     drop(unused);
     let mut unwanted = prepared(&memory, directory.path().join("unwanted"));
-    unwanted.expect_protection(lent(&memory, 1)).expect("privileged, and Linux 6.7");
+    unwanted.expect_protection(lent(&memory, 1)).expect("it can be done here");
     drop(unwanted.protect().expect("protects"));
     write_everywhere(&memory, 7);
     // Registered once more.
@@ -233,7 +250,7 @@ fn a_writer_that_nobody_wants_any_more_is_gone() {
     let memory = guest();
     let cancelled = Progress::new();
     cancelled.cancel();
-    for (waits, way) in [true, false].into_iter().flat_map(|waits| WAYS.map(|way| (waits, way))) {
+    for (way, waits) in ways().iter().flat_map(|way| [(*way, true), (*way, false)]) {
         let (pid, _) = with(Fault::Hang(2), || {
             let writer = begun(way, &memory, &directory);
             let pid = writer.child.pid;
@@ -250,7 +267,7 @@ fn a_writer_that_nobody_wants_any_more_is_gone() {
 fn the_writer_holds_nothing_of_its_parent() {
     let directory = tempfile::tempdir().expect("directory");
     let memory = guest();
-    for way in WAYS {
+    for way in ways().iter().copied() {
         with(Fault::Hang(2), || {
             let writer = begun(way, &memory, &directory);
             let proc = PathBuf::from(format!("/proc/{}", writer.child.pid));

@@ -1,5 +1,7 @@
 //! What the speed of RAM and the settings of huge pages mean for a VM.
 
+use std::io;
+
 use super::{Check, Speed, read_small};
 use crate::cli::output::bytes;
 
@@ -8,7 +10,7 @@ const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const FASTER_PERCENT: u64 = 130;
 
 pub(super) fn check(small: Option<Speed>, huge: Option<Speed>) -> Vec<Check> {
-    vec![speed(small, huge), thp(read_small(THP).as_deref())]
+    vec![speed(small, huge), thp(read_small(THP).as_deref()), protection(ckvmm_snapshot::can_protect())]
 }
 
 fn speed(small: Option<Speed>, huge: Option<Speed>) -> Check {
@@ -47,6 +49,20 @@ fn thp(setting: Option<&str>) -> Check {
     }
 }
 
+fn protection(tried: io::Result<()>) -> Check {
+    let name = "protecting RAM";
+    let fork = "checkpoints fork, and their guests wait longer";
+    match tried {
+        Ok(()) => Check::ok(name, "yes: checkpoints cost the guest least"),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Check::warning(
+            name,
+            format!("not allowed: {fork}"),
+            "run as root, or get access to /dev/userfaultfd (sudo setfacl -m u:$USER:rw /dev/userfaultfd)",
+        ),
+        Err(error) => Check::warning(name, format!("{error}: {fork}"), "use Linux 6.7 or later"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +77,14 @@ mod tests {
         assert_eq!(speed(at(1 << 30), at(3 << 30)).level, Level::Ok);
         assert_eq!(speed(at(1 << 30), at(1 << 30)).level, Level::Warning);
         assert_eq!(speed(None, None).level, Level::Warning);
+    }
+
+    #[test]
+    fn what_forbids_to_protect_ram_has_its_mend() {
+        let mend = |errno| protection(Err(io::Error::from_raw_os_error(errno))).mend.unwrap();
+        assert!(mend(libc::EPERM).contains("/dev/userfaultfd"));
+        assert!(mend(libc::ENOTTY).contains("Linux 6.7"));
+        assert_eq!(protection(Ok(())).level, Level::Ok);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! who took a chunk hands it over.
 #![allow(unsafe_code)]
 
+mod lent;
 mod present;
 mod slots;
 mod uffd;
@@ -34,6 +35,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+pub use self::lent::{Copies, Habits, Lent};
 pub(super) use self::slots::{Handed, Slots};
 
 use self::present::{Present, Scanner};
@@ -47,38 +49,14 @@ use crate::memory::PlannedChunk;
 /// Slots that are ready for a guest of which nothing is known.
 const READY: usize = 32;
 
-/// Guest RAM to be protected; all of it is anonymous memory.
-#[derive(Clone)]
-pub struct Lent {
-    /// The RAM.
-    pub memory: GuestMemoryMmap,
-    /// It stays mapped as long as this lives.
-    pub mapping: Arc<dyn Any + Send + Sync>,
-    /// What the guest is known to do with it.
-    pub habits: Arc<Habits>,
-    /// What copies may take.
-    pub copies: Copies,
-}
-
-/// Memory for copies of RAM.
-#[derive(Clone)]
-pub struct Copies {
-    /// So many bytes at most.
-    pub most_bytes: u64,
-    /// Whether there is still room for more: else the guest waits until the child has written some. In doubt an
-    /// out-of-memory killer would take the VM, whose memory it is.
-    pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
-}
-
-/// What a guest wrote to while its RAM was last written. It will write there again.
-#[derive(Debug, Default)]
-pub struct Habits(Mutex<Vec<usize>>);
-
-impl Habits {
-    /// The chunks, in the order in which they were written to.
-    pub(super) fn chunks(&self) -> Vec<usize> {
-        self.0.lock().map_or_else(|_| Vec::new(), |chunks| chunks.clone())
-    }
+/// Whether this process can protect RAM.
+///
+/// # Errors
+/// Why not: the kernel is older than Linux 6.7, or it may not.
+pub fn can_protect() -> io::Result<()> {
+    Uffd::open()?;
+    Scanner::new()?;
+    Ok(())
 }
 
 /// Guest RAM that is, or is going to be, protected; it is not when this is dropped.
@@ -224,10 +202,8 @@ impl Drop for Protection {
         let _ = shared.stop.write(1);
         let _ = self.faults.take().map(JoinHandle::join);
         let written = shared.written.lock().map_or_else(|_| Vec::new(), |mut written| std::mem::take(&mut *written));
-        if shared.present.get().is_some()
-            && let Ok(mut chunks) = shared.habits.0.lock()
-        {
-            *chunks = written;
+        if shared.present.get().is_some() {
+            shared.habits.are(written);
         }
     }
 }

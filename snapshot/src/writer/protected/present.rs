@@ -5,6 +5,7 @@
 //!
 //! Invariant: a page that there is, in memory or in swap, stays: nobody gives guest RAM back while the guest lives. So a
 //! first look, while the guest runs, leaves little for the second, in its pause.
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;

@@ -3,6 +3,7 @@
 //! Of anonymous memory alone; huge pages stay whole. Faults of the kernel count as well, which takes CAP_SYS_PTRACE, or
 //! access to /dev/userfaultfd, or the sysctl `vm.unprivileged_userfaultfd`: a device's request may write to guest RAM in
 //! a system call.
+#![allow(unsafe_code)]
 
 use std::fs::OpenOptions;
 use std::io;
