@@ -7,6 +7,7 @@
 //! This crate knows nothing of KVM, event loops or virtio: guest RAM is memory, a disk is a file, a device is a name
 //! with a versioned [`Saved`] value.
 
+mod aside;
 mod change;
 mod chunk_map;
 mod chunk_writer;
@@ -43,6 +44,7 @@ mod wire;
 mod write_out;
 mod writer;
 
+pub use aside::Aside;
 pub use chunk_map::{ChunkMap, Region};
 pub use copy::{NotedCopy, copy_file, rename_durably, write_file};
 pub use digest::{Chunk, Digest, FileDigest};

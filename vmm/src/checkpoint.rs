@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckvmm_snapshot::{Copies, ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap};
+use ckvmm_snapshot::{
+    Aside, Copies, ForkedWriter, ManifestHead, PreparedWriter, Progress, Refused, StagedImage, StateMap,
+};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
@@ -21,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     config::Id,
     error::{Error, Result},
-    host::{memory, placement, terminal::say},
+    host::{memory, terminal::say},
     host_cpu,
     machine::{Machine, Paused, ram::Ram},
     operations::{CheckpointDone, Held, Running},
@@ -73,6 +75,8 @@ pub struct Begun {
     head: ManifestHead,
     /// What of its pause this thread was at work: on a busy host it waits for a CPU besides.
     pause_cpu_us: u64,
+    /// Who comes first.
+    aside: Aside,
 }
 
 /// What was taken from the machine while it stood still.
@@ -113,13 +117,13 @@ pub fn begin(
     taken: impl FnOnce(),
 ) -> Result<Begun> {
     let started = Instant::now();
-    placement::step_aside(&machine.vcpu_threads());
     let host = host_cpu::describe(machine.processor(), machine.tsc_khz());
     let mut prepared = staged.prepare_writer(machine.ram().memory(), machine.ram().mapped())?;
     for (id, disk) in machine.captured_disks() {
         staged.prepare_disk(id, disk)?;
     }
-    prepared.work_beside(machine.vcpus());
+    let aside = machine.aside();
+    prepared.work_beside(machine.vcpus(), aside.clone());
     let writer = expect(plan.writer, &mut prepared, machine.ram())?;
     let ran = machine.is_running();
     let (stopped, cpu) = (Instant::now(), cpu_time());
@@ -148,7 +152,7 @@ pub fn begin(
         pause_us: micros(pause),
         started,
     };
-    Ok(Begun { staged, captured, head, pause_cpu_us })
+    Ok(Begun { staged, captured, head, pause_cpu_us, aside })
 }
 
 /// Makes ready for the writer, while the guest still runs; returns who it is to be.
@@ -224,13 +228,15 @@ impl Begun {
         under_way: impl FnOnce() -> Result<Option<(Id, Vec<u8>)>>,
         sound: impl FnOnce() -> Result<()>,
     ) -> Result<CheckpointDone> {
-        let Begun { mut staged, captured: Captured { state, instant: _, memory }, head, pause_cpu_us } = self;
+        let Begun { mut staged, captured: Captured { state, instant: _, memory }, head, pause_cpu_us, aside } = self;
+        aside.step();
         // The writer is at work meanwhile, and the sooner the disks are captured the fewer writes have to wait for it.
         staged.finish_disks(progress)?;
         let written_bytes = match memory {
             Memory::Written { bytes } => bytes,
             Memory::Forked(writer) => staged.finish_memory(*writer, progress)?,
         };
+        aside.step();
         // Late: while a thread of this process is at work, each page that is copied for the guest interrupts its CPU.
         staged.write_state(&state)?;
         if let Some((nic, frames)) = under_way()? {

@@ -43,6 +43,7 @@ use self::child::Child;
 use self::protected::Protection;
 use self::results::Results;
 use self::target::{Stop, Target};
+use crate::aside::Aside;
 use crate::chunk_map::chunk_ranges;
 use crate::chunk_writer::{Base, ChunkWriter, Trouble};
 use crate::error::{Error, Result};
@@ -125,7 +126,7 @@ impl PreparedWriter {
         let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
         // What changed before the last checkpoint will change again soon: what is given back by then costs no copy.
         order.sort_by_key(|(index, _)| !base.as_ref().is_some_and(|base| base.memory().0.layers.holds(*index, 0)));
-        let target = Target { file, path, regions, results, base };
+        let target = Target { file, path, regions, results, base, aside: Aside::default() };
         Ok(PreparedWriter {
             target,
             chunks,
@@ -137,8 +138,9 @@ impl PreparedWriter {
         })
     }
 
-    /// Its child works beside a guest of `vcpus`.
-    pub fn work_beside(&mut self, vcpus: usize) {
+    /// Its child works beside a guest of `vcpus`, and keeps off their CPUs.
+    pub fn work_beside(&mut self, vcpus: usize, aside: Aside) {
+        self.target.aside = aside;
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
         self.nice = priority::niceness(vcpus, cpus);
         self.is_roomy = cpus > vcpus + 1;
@@ -154,7 +156,7 @@ impl PreparedWriter {
         self.order.sort_by_key(|(number, _)| nth.get(number).copied().unwrap_or(usize::MAX));
         let order = self.order.iter().map(|(number, _)| *number).collect();
         let planned: Vec<_> = memory::plan(&self.target.regions).collect();
-        let protection = Protection::prepare(lent, &planned, order, self.is_roomy)?;
+        let protection = Protection::prepare(lent, &planned, order, (self.is_roomy, self.target.aside.clone()))?;
         let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
         let child = protection.without_ram(|| {
             child::fork(descriptors, *nice, || {

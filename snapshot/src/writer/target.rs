@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::protected::Slots;
 use super::results::Results;
+use crate::aside::Aside;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
 use crate::chunk_writer::{ChunkWriter, Source, Trouble, WrittenChunk};
 use crate::digest::Chunk;
@@ -27,6 +28,7 @@ pub(super) struct Target {
     pub(super) regions: Vec<Region>,
     pub(super) results: Results,
     pub(super) base: Option<Arc<Image>>,
+    pub(super) aside: Aside,
 }
 
 /// A memory file that is written; it is not durable yet.
@@ -56,6 +58,7 @@ impl Target {
     ) -> Result<(), Stop> {
         chunks.begin();
         for (index, planned) in order {
+            self.aside.step();
             let written = chunks.write(Source::Guest(memory), planned, &self.file).map_err(Stop::Trouble)?;
             self.put(*index, planned, &written);
             after(planned).map_err(Stop::Cancelled)?;
@@ -73,6 +76,7 @@ impl Target {
         chunks.begin();
         for nth in 0..planned.len() {
             let handed = slots.await_handed(nth);
+            self.aside.step();
             let planned = &planned[handed.chunk];
             let written = match handed.slot {
                 None => chunks.zero(handed.chunk),

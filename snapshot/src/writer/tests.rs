@@ -117,7 +117,7 @@ fn a_writer_stands_back_and_waits_for_its_word() {
     let memory = guest();
     let mut prepared = prepared(&memory, directory.path().join("memory"));
     let cpus = thread::available_parallelism().expect("they can be counted").get();
-    prepared.work_beside(2 * cpus);
+    prepared.work_beside(2 * cpus, Aside::default());
     prepared.expect_fork();
     let writer = prepared.fork(&memory).expect("forks");
     // Once it sleeps it has nothing more to do of its own accord.

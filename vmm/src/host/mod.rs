@@ -7,7 +7,6 @@ pub mod disks;
 pub mod escape;
 pub mod lock;
 pub mod memory;
-pub mod placement;
 pub mod priority;
 mod qcow2;
 pub mod signals;

@@ -17,11 +17,10 @@ pub mod vcpu;
 
 use std::sync::Arc;
 
-use ckvmm_snapshot::{LiveDisk, StateMap};
+use ckvmm_snapshot::{Aside, LiveDisk, StateMap};
 use jiff::Timestamp;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use nix::unistd::Pid;
 
 use self::{
     board::{Assembled, Backends, Board, Cards},
@@ -144,9 +143,9 @@ impl Machine {
         fds.iter().try_for_each(|fd| tell_of_pause(fd))
     }
 
-    /// The threads of its vCPUs.
-    pub fn vcpu_threads(&self) -> Vec<Pid> {
-        self.vcpus.threads()
+    /// Its vCPUs, for whoever has something else to do.
+    pub fn aside(&self) -> Aside {
+        Aside::of(&self.vcpus.threads())
     }
 
     /// How many vCPUs it has.

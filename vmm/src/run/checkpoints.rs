@@ -96,6 +96,7 @@ impl Life<'_> {
 
     /// Captures the machine; `taken` is called while it stands still.
     pub(super) fn begin(&mut self, operation: &Running, wanted: Wanted, taken: impl FnOnce()) -> Result<Begun> {
+        self.machine.aside().step();
         let session = &mut *self.session;
         let mut staged = match wanted.dir {
             Some(dir) => {

@@ -42,6 +42,7 @@ use self::present::{Present, Scanner};
 use self::slots::Taker;
 use self::uffd::Uffd;
 use super::priority;
+use crate::aside::Aside;
 use crate::chunk_writer::copy_out;
 use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
@@ -77,6 +78,8 @@ struct Shared {
     present: OnceLock<Present>,
     slots: Slots,
     has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whom the copier keeps off.
+    aside: Aside,
     /// What was written to.
     written: Mutex<Vec<usize>>,
     /// Says when the child has ended.
@@ -109,7 +112,7 @@ impl Protection {
         lent: Lent,
         planned: &[PlannedChunk],
         order: Vec<usize>,
-        is_roomy: bool,
+        (is_roomy, aside): (bool, Aside),
     ) -> io::Result<Protection> {
         let Lent { memory, mapping, habits, copies } = lent;
         let (uffd, mut scanner, stop) = (Uffd::open()?, Scanner::new()?, EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
@@ -130,6 +133,7 @@ impl Protection {
             present: OnceLock::new(),
             slots,
             has_room: copies.has_room,
+            aside,
             written: Mutex::default(),
             child: OnceLock::new(),
             over: AtomicBool::new(false),
@@ -254,7 +258,9 @@ impl Shared {
                 }
                 continue;
             }
+            self.aside.step();
             let Some(slot) = self.slots.take(Taker::Copier, || false, || self.is_hopeless()) else { return };
+            self.aside.step();
             self.copy(chunk, slot);
             if chunk.taken.swap(true, AcqRel) {
                 self.slots.put_back(slot);

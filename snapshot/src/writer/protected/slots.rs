@@ -119,8 +119,12 @@ impl Slots {
     fn populate(&self, slots: u32) {
         let populate = || {
             priority::stand_back(priority::NICE);
-            // SAFETY: of the mapping. Where it cannot be done now it is done when they are used.
-            unsafe { libc::madvise(self.at(0).cast(), slots as usize * SLOT_BYTES, libc::MADV_POPULATE_WRITE) };
+            for slot in 0..slots {
+                // One at a time: whoever wants to change the map of memory meanwhile has its turn, and so have the faults of
+                // vCPUs that would wait for that.
+                // SAFETY: of the mapping. Where it cannot be done now it is done when they are used.
+                unsafe { libc::madvise(self.at(slot).cast(), SLOT_BYTES, libc::MADV_POPULATE_WRITE) };
+            }
         };
         thread::scope(|scope| _ = thread::Builder::new().name("slots".into()).spawn_scoped(scope, populate));
     }
