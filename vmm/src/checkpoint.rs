@@ -31,6 +31,8 @@ use crate::{
 
 /// Copies of RAM for a writer take at most this part of the memory that is left.
 const SPARE: u64 = 4;
+/// Bytes for copies that are made ready before a cut that others wait for: this takes some milliseconds.
+const HURRIED: u64 = 8 << 20;
 /// Bytes of memory that others must find meanwhile.
 const RESERVE: u64 = 32 << 20;
 
@@ -47,6 +49,8 @@ pub struct Plan {
     pub config: serde_json::Value,
     /// How RAM is written.
     pub writer: Writer,
+    /// Others wait for the cut: the VMs of a network, whose frames are held until the last one is cut.
+    pub hurried: bool,
     /// The machine is not to run again: whoever asked wants to stop it.
     pub stay_paused: bool,
 }
@@ -124,7 +128,8 @@ pub fn begin(
     }
     let aside = machine.aside();
     prepared.work_beside(machine.vcpus(), aside.clone());
-    let writer = expect(plan.writer, &mut prepared, machine.ram())?;
+    let ready_bytes = if plan.hurried { HURRIED } else { u64::MAX };
+    let writer = expect(plan.writer, &mut prepared, machine.ram(), ready_bytes)?;
     let ran = machine.is_running();
     let (stopped, cpu) = (Instant::now(), cpu_time());
     let captured = machine.pause().and_then(|paused| {
@@ -156,9 +161,9 @@ pub fn begin(
 }
 
 /// Makes ready for the writer, while the guest still runs; returns who it is to be.
-fn expect(wanted: Writer, prepared: &mut PreparedWriter, ram: &Ram) -> Result<Writer> {
+fn expect(wanted: Writer, prepared: &mut PreparedWriter, ram: &Ram, ready_bytes: u64) -> Result<Writer> {
     if matches!(wanted, Writer::Protect | Writer::Auto { .. }) {
-        match protect(prepared, ram) {
+        match protect(prepared, ram, ready_bytes) {
             Ok(()) => return Ok(Writer::Protect),
             Err(source) if wanted == Writer::Protect => return Err(Error::Protect { source }),
             Err(error) => tracing::info!(%error, "RAM cannot be protected"),
@@ -174,10 +179,10 @@ fn expect(wanted: Writer, prepared: &mut PreparedWriter, ram: &Ram) -> Result<Wr
     Ok(wanted)
 }
 
-fn protect(prepared: &mut PreparedWriter, ram: &Ram) -> io::Result<()> {
+fn protect(prepared: &mut PreparedWriter, ram: &Ram, ready_bytes: u64) -> io::Result<()> {
     let most_bytes = memory::free().map_or(u64::MAX, |free| free.bytes / SPARE);
     let has_room = || memory::free().is_none_or(|free| free.bytes >= RESERVE);
-    let copies = Copies { most_bytes, has_room: Arc::new(has_room) };
+    let copies = Copies { most_bytes, ready_bytes, has_room: Arc::new(has_room) };
     let lent = ram.lend(copies).ok_or_else(|| io::Error::other("RAM that was restored is a file's"))?;
     prepared.expect_protection(lent)
 }

@@ -125,6 +125,7 @@ impl Life<'_> {
             parent: session.origin.parent,
             config: session.config.to_value(),
             writer,
+            hurried: session.network.is_some(),
             stay_paused: wanted.stop,
         };
         checkpoint::begin(&mut self.machine, staged, plan, operation, taken)

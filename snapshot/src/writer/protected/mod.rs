@@ -48,7 +48,7 @@ use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
 
 /// Slots that are ready for a guest of which nothing is known.
-const READY: usize = 32;
+const READY: usize = 16;
 
 /// Whether this process can protect RAM.
 ///
@@ -124,8 +124,9 @@ impl Protection {
                 _ => areas.push((planned.region, Area { host: chunk.host.clone(), first: number })),
             }
         }
-        let most = usize::try_from(copies.most_bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
-        let slots = Slots::new(chunks.len(), is_roomy, most, habits.chunks().len().max(READY))?;
+        let slots_in = |bytes| usize::try_from(bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
+        let ready = habits.chunks().len().max(READY).min(slots_in(copies.ready_bytes));
+        let slots = Slots::new(chunks.len(), is_roomy, slots_in(copies.most_bytes), ready.max(1))?;
         let shared = Arc::new(Shared {
             uffd,
             areas: areas.into_iter().map(|(_, area)| area).collect(),

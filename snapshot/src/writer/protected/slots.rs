@@ -30,6 +30,8 @@ const SLOT_BYTES: usize = CHUNK_BYTES as usize;
 const COPIERS: [u32; 2] = [1, 3];
 /// In an entry, instead of a slot.
 const ZERO: u32 = u32::MAX;
+/// Whether there is still room is asked once for so many slots: the answer takes a while.
+const ASKED_FOR: u32 = 8;
 /// How often somebody who waits for a slot asks whether there is anything to wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -77,6 +79,8 @@ struct Free {
     /// The first slot that was never used, and how many slots there are.
     unused: u32,
     slots: u32,
+    /// How many of the unused ones there was room for when that was asked.
+    allowed: u32,
     /// How many of those that were given back are in the lists.
     seen: usize,
 }
@@ -107,6 +111,7 @@ impl Slots {
             faults: of_faults,
             unused: ready,
             slots: slots as u32,
+            allowed: 0,
             seen: 0,
         };
         let slots = Slots { base: base.cast(), bytes, first, chunks, free: Mutex::new(free) };
@@ -231,7 +236,13 @@ impl Free {
         }
         self.faults.pop().or_else(|| {
             let slot = self.unused;
-            (slot < self.slots && is_room()).then(|| self.unused += 1).map(|()| slot)
+            if slot < self.slots && self.allowed == 0 && is_room() {
+                self.allowed = ASKED_FOR;
+            }
+            (slot < self.slots && self.allowed > 0).then(|| {
+                (self.unused, self.allowed) = (slot + 1, self.allowed - 1);
+                slot
+            })
         })
     }
 }
