@@ -222,6 +222,11 @@ fn capture(
 }
 
 impl Begun {
+    /// Whether the guest's writes split its huge pages until RAM is written.
+    pub fn splits_huge_pages(&self) -> bool {
+        matches!(&self.captured.memory, Memory::Forked(writer) if !writer.protects())
+    }
+
     /// Waits for the writer and for what was under way to a card of a network, if there is one, and commits, if `sound`
     /// says that what the checkpoint was made from is.
     ///

@@ -141,10 +141,11 @@ impl Life<'_> {
     /// What comes after a checkpoint that is made, or not.
     pub(super) fn checkpointed(&mut self, finished: Finished) -> Result<Next> {
         network::finished(self.session.network.as_mut(), &finished);
+        let splits = finished.splits;
         if self.session.checkpointed(finished, "; the guest goes on") {
             self.session.foresee();
         }
-        if let Err(error) = self.machine.collapse_huge_pages() {
+        if splits && let Err(error) = self.machine.collapse_huge_pages() {
             tracing::warn!(%error, "the next pause may be longer");
         }
         self.after_checkpoint()
@@ -179,7 +180,11 @@ impl Session {
     }
 
     /// Says how a checkpoint went; true if it is made. One that failed changes nothing, and `then` says what comes next.
-    pub(super) fn checkpointed(&mut self, Finished { operation, in_store, made, image }: Finished, then: &str) -> bool {
+    pub(super) fn checkpointed(
+        &mut self,
+        Finished { operation, in_store, made, image, .. }: Finished,
+        then: &str,
+    ) -> bool {
         self.writing = false;
         match made {
             Ok(done) => {

@@ -44,12 +44,14 @@ pub(super) struct Finished {
     pub(super) made: Result<CheckpointDone>,
     /// For the next one to build on.
     pub(super) image: Option<Arc<Image>>,
+    /// Huge pages of the guest's may have been split for it.
+    pub(super) splits: bool,
 }
 
 impl Finished {
     /// One that came to nothing.
     pub(super) fn failed(operation: Running, in_store: bool, error: Error) -> Self {
-        Finished { operation, in_store, made: Err(error), image: None }
+        Finished { operation, in_store, made: Err(error), image: None, splits: false }
     }
 }
 
@@ -57,12 +59,12 @@ impl Unfinished {
     /// Writes what is still to be written, and commits.
     pub(super) fn finish(self) -> Finished {
         let Unfinished { begun, operation, in_store, verification, log } = self;
-        let progress = operation.progress();
+        let (progress, splits) = (operation.progress(), begun.splits_huge_pages());
         let under_way = || log.map(|(nic, log)| Ok((nic, log_of(&log)?))).transpose();
         let made = begun.finish(progress, under_way, || is_sound(&verification, progress));
         // Without it the next one is a full one.
         let image = made.as_ref().ok().and_then(|done| reopen(&done.dir).ok()).map(Arc::new);
-        Finished { operation, in_store, made, image }
+        Finished { operation, in_store, made, image, splits }
     }
 }
 
