@@ -8,8 +8,8 @@
 //! Invariant: a network begins only where no VM of another one runs, supervised or not: what it writes here, and what it
 //! sweeps from among the checkpoints, whoever takes that one over needs.
 
-use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -36,8 +36,9 @@ pub(super) fn open_without_vms(path: &Path) -> Result<(PathBuf, File)> {
     let what = "cannot be listed; give another directory with --state";
     let entries = fs::read_dir(&path).map_err(|source| Error::Io { path: path.clone(), what, source })?;
     for entry in entries.filter_map(std::result::Result::ok) {
-        // What cannot be opened is no VM's.
-        let Ok(vm) = File::open(entry.path().join("lock")) else { continue };
+        // What cannot be opened is no VM's; and a FIFO would be waited for.
+        let mut open = OpenOptions::new();
+        let Ok(vm) = open.read(true).custom_flags(libc::O_NONBLOCK).open(entry.path().join("lock")) else { continue };
         if !host::lock::take(&vm).map_err(Error::os("looking for VMs that run"))? {
             let node = entry.file_name().to_string_lossy().into_owned();
             return Err(Error::LeftBehind { path, node });
