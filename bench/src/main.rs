@@ -12,6 +12,7 @@ mod checkpoints;
 mod ckvmm;
 mod clones;
 mod guest;
+mod host;
 mod memory;
 mod network;
 mod pictures;
@@ -94,6 +95,7 @@ fn main() {
 
 fn measure(args: &Args) -> Report {
     let mut scratch = Scratch::new();
+    host::settle(args.quick || args.size.is_some_and(|(touched, _)| touched <= 512));
     let qemu = qemu::version();
     let methods = args.method.map_or_else(|| methods(&qemu, &mut scratch), |method| vec![method]);
     let mut report = Report::new(Machine::this(qemu.ok()));

@@ -1,7 +1,7 @@
 //! Directories and processes of one run, which end with it, however it ends: a signal that cannot be caught included.
 //!
 //! A shell, the keeper, waits for the end of its standard input, which only this process holds open. Then it removes
-//! the directories and kills its process group, in which every VM is. No process IDs are kept that may have become
+//! the directories, undoes what was changed of the host, and kills its process group, in which every VM is. No process IDs are kept that may have become
 //! somebody else's, and a VM's start takes no longer for it.
 
 use std::{
@@ -18,7 +18,7 @@ use ckvmm_tests::{
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tempfile::TempDir;
 
-use crate::case::Place;
+use crate::{case::Place, host};
 
 /// What is on the disk and in memory for the time of a run.
 pub(crate) struct Scratch {
@@ -37,7 +37,7 @@ impl Scratch {
         let disk = tempfile::tempdir_in(paths::root().join("build")).map(TempDir::keep);
         let disk = disk.expect("build/ can be written").canonicalize().expect("it was just made");
         let keeper = Command::new("sh")
-            .args(["-c", r#"read -r _; rm -rf -- "$@"; kill -KILL 0"#, "keeper"])
+            .args(["-c", &format!("read -r _; {}\nrm -rf -- \"$@\"; kill -KILL 0", host::undo()), "keeper"])
             .args([&tmpfs, &disk])
             .stdin(Stdio::piped())
             .process_group(0)

@@ -16,6 +16,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    host,
     report::{self, Machine},
     scratch::Scratch,
 };
@@ -43,6 +44,7 @@ pub(crate) fn run(quick: bool, draw: bool, json: &Path, plots: &Path) {
 
 fn measure(quick: bool) -> Figures {
     let mut scratch = Scratch::new();
+    host::settle(quick);
     let pauses = pauses::measure(quick, &mut scratch);
     let idle = idle::measure(quick, &mut scratch);
     let traffic = traffic::measure(quick, &mut scratch);
