@@ -5,8 +5,9 @@
 //! times as long. So when a writer has ended, the pages are collapsed (MADV_COLLAPSE, Linux 6.1), one after the other.
 //!
 //! While one is, a vCPU that wants a page from the kernel waits, some hundred microseconds; and for as long as whatever
-//! takes the CPU from the thread that collapses. So that thread does not stand back behind others, and begins when the
-//! kernel is done with what the writer has left.
+//! takes the CPU from the thread that collapses. So that thread does not stand back behind others, but keeps off the vCPUs'
+//! CPUs; it begins when the kernel is done with what the writer has left, and rests after each page, since a vCPU that waits
+//! might else wait for all of them.
 //!
 //! Only anonymous memory is: what a restored guest has not changed yet is the image's file, shared with its clones.
 #![allow(unsafe_code)]
@@ -17,10 +18,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ckvmm_devices::GuestRam;
+use ckvmm_snapshot::Aside;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::error::{Error, Result};
@@ -29,6 +31,9 @@ const HUGE_PAGE: usize = 2 << 20;
 /// How long the kernel may be busy with what a writer has left: it frees page tables after a grace period of RCU, in
 /// interrupts of whichever thread is on the CPU.
 const SETTLE: Duration = Duration::from_millis(100);
+/// After one page that took longer to collapse than it does to see that there is nothing to collapse.
+const REST: Duration = Duration::from_millis(1);
+const NOTHING: Duration = Duration::from_micros(50);
 
 /// The thread that collapses, once through all of RAM. It ends early when this goes.
 #[derive(Debug)]
@@ -38,16 +43,16 @@ pub struct Collapser {
 }
 
 impl Collapser {
-    /// Starts it.
+    /// Starts it; it keeps off whom `aside` names.
     ///
     /// # Errors
     /// If the host has no thread for it.
-    pub fn start(ram: &GuestRam) -> Result<Self> {
+    pub fn start(ram: &GuestRam, aside: Aside) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (ram, stopped) = (ram.clone(), Arc::clone(&stop));
         let run = move || {
             thread::park_timeout(SETTLE);
-            collapse(&ram, &stopped);
+            collapse(&ram, &aside, &stopped);
         };
         let thread = thread::Builder::new().name("huge pages".into()).spawn(run);
         Ok(Collapser { stop, thread: Some(thread.map_err(Error::os("starting a thread"))?) })
@@ -64,18 +69,23 @@ impl Drop for Collapser {
     }
 }
 
-fn collapse(ram: &GuestRam, stop: &AtomicBool) {
+fn collapse(ram: &GuestRam, aside: &Aside, stop: &AtomicBool) {
     for region in ram.iter() {
         let pages = region.len() as usize / HUGE_PAGE;
         for page in 0..pages {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
+            let begun = Instant::now();
             // SAFETY: the huge page lies in the region, which `ram` keeps mapped; collapsing it changes no content. Where
             // it cannot be (nothing is there, a file is mapped, no huge page is free) all stays as it is.
             unsafe {
                 let address = region.as_ptr().add(page * HUGE_PAGE);
                 libc::madvise(address.cast(), HUGE_PAGE, libc::MADV_COLLAPSE);
+            }
+            if begun.elapsed() > NOTHING {
+                thread::park_timeout(REST);
+                aside.step();
             }
         }
     }
@@ -124,9 +134,9 @@ mod tests {
             memory.write_slice(&content[at..at + 4096], GuestAddress(at as u64)).unwrap();
         }
         assert!(huge_kib(address) <= 2 * HUGE_PAGE / 1024, "two are split");
-        collapse(memory, &AtomicBool::new(true));
+        collapse(memory, &Aside::default(), &AtomicBool::new(true));
         assert!(huge_kib(address) <= 2 * HUGE_PAGE / 1024, "told to stop");
-        collapse(memory, &AtomicBool::new(false));
+        collapse(memory, &Aside::default(), &AtomicBool::new(false));
         assert_eq!(huge_kib(address), BYTES / 1024);
         let mut found = vec![0; BYTES];
         memory.read_slice(&mut found, GuestAddress(0)).unwrap();

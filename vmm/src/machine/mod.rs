@@ -170,7 +170,7 @@ impl Machine {
     /// # Errors
     /// If the host has no thread for it.
     pub fn collapse_huge_pages(&mut self) -> Result<()> {
-        self.collapser = Some(Collapser::start(self.ram.memory())?);
+        self.collapser = Some(Collapser::start(self.ram.memory(), self.aside())?);
         Ok(())
     }
 
