@@ -54,6 +54,7 @@ pub use image::Image;
 pub use manifest::{FORMAT_VERSIONS, FileEntry, Manifest, ManifestHead};
 pub use memory::{MemoryImage, RamPlan, Run};
 pub use once::write_once;
+pub use pagemap::OwnPages;
 pub use progress::{Phase, Progress};
 pub use saved::{Saved, Snapshot, StateMap};
 pub use seal::{is_sealed, sealed};

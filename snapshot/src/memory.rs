@@ -79,6 +79,12 @@ impl Run {
         self.guest_address + self.bytes
     }
 
+    /// What of it is at these guest addresses, which are its own.
+    pub fn part(&self, guest: Range<u64>) -> Run {
+        let file_offset = self.file_offset + (guest.start - self.guest_address);
+        Run { guest_address: guest.start, bytes: guest.end - guest.start, file_offset, layer: self.layer }
+    }
+
     /// First offset of the file after it.
     fn file_end(&self) -> u64 {
         self.file_offset + self.bytes

@@ -9,6 +9,7 @@
 //! In doubt RAM counts as touched and written: it is read, which costs time and nothing else.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -33,6 +34,44 @@ pub(crate) struct PageMap {
     /// The part of `entries` that is of the chunk that was looked at; empty if nothing is known of it.
     pages: usize,
     backing: Backing,
+}
+
+/// Looks for what somebody has written to where a file is mapped privately: pages of this process's own.
+#[derive(Debug)]
+pub struct OwnPages {
+    pagemap: File,
+    entries: Box<[u8; PAGES * ENTRY_BYTES]>,
+}
+
+impl OwnPages {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn open() -> io::Result<Self> {
+        Ok(OwnPages { pagemap: File::open("/proc/self/pagemap")?, entries: Box::new([0; PAGES * ENTRY_BYTES]) })
+    }
+
+    /// Those among `bytes` of memory from the address `start`: their offsets, ascending. No more than 2 MiB are looked at.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn among(&mut self, start: usize, bytes: usize) -> io::Result<impl Iterator<Item = usize>> {
+        let pages = bytes.div_ceil(PAGE_BYTES as usize).min(PAGES);
+        let entries = &mut self.entries[..pages * ENTRY_BYTES];
+        self.pagemap.read_exact_at(entries, start as u64 / PAGE_BYTES * ENTRY_BYTES as u64)?;
+        let own = (0..pages).filter(|page| is_own(flags(&self.entries[..], *page)));
+        Ok(own.map(|page| page * PAGE_BYTES as usize))
+    }
+}
+
+/// Native is little-endian here: an entry's last byte has its top bits.
+fn flags(entries: &[u8], page: usize) -> u8 {
+    entries[page * ENTRY_BYTES + ENTRY_BYTES - 1]
+}
+
+fn is_own(flags: u8) -> bool {
+    flags & THERE != 0 && flags & FILE == 0
 }
 
 /// What a chunk is made of.
@@ -84,13 +123,11 @@ impl PageMap {
 
     /// True if the chunk is all a file's, and nobody has written to it since it was mapped.
     pub(crate) fn is_as_mapped(&self) -> bool {
-        let is_own = |page| self.flags(page) & THERE != 0 && self.flags(page) & FILE == 0;
-        self.backing == Backing::File && self.pages > 0 && !(0..self.pages).any(is_own)
+        self.backing == Backing::File && self.pages > 0 && !(0..self.pages).any(|page| is_own(self.flags(page)))
     }
 
-    /// Native is little-endian here: an entry's last byte has its top bits.
     fn flags(&self, page: usize) -> u8 {
-        self.entries[page * ENTRY_BYTES + ENTRY_BYTES - 1]
+        flags(&self.entries[..], page)
     }
 
     fn backing(&self, chunk: &PlannedChunk) -> Backing {

@@ -12,6 +12,7 @@ pub mod exits;
 pub mod huge_pages;
 pub mod io_thread;
 pub mod kvm;
+pub mod moving;
 pub mod ram;
 pub mod vcpu;
 

@@ -8,7 +8,9 @@
 #![allow(unsafe_code)]
 
 use std::{
+    fs::File,
     io,
+    ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     ptr,
     sync::Arc,
@@ -23,7 +25,12 @@ use crate::{
     error::{Error, Result},
 };
 
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes.
+pub(super) const HUGE_PAGE: usize = 2 << 20;
+/// A fork copies the page tables of mappings that were written to: of these bytes, each. Of very large RAM it is more, so
+/// that there are no more than so many mappings, of which a process may have 65530.
+const PART: u64 = 8 << 20;
+const MAPPINGS: u64 = 4096;
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
 
@@ -34,6 +41,9 @@ pub struct Ram {
     mapping: Arc<Mapping>,
     /// Where an image's file is mapped.
     mapped: Vec<Run>,
+    /// Its layers. A file that has no name any more, an image that was removed, is given back by whoever lets go of it
+    /// last, which takes a while: not by who replaces a mapping.
+    layers: Vec<File>,
     habits: Arc<Habits>,
 }
 
@@ -54,7 +64,7 @@ impl Ram {
         let memory = GuestRam::from_arc_regions(regions.clone())
             .map_err(|error| Error::Ram { bytes, source: io::Error::other(error) })?;
         let mapping = Arc::new(Mapping(regions));
-        Ok(Ram { memory, mapping, mapped: Vec::new(), habits: Arc::default() })
+        Ok(Ram { memory, mapping, mapped: Vec::new(), layers: Vec::new(), habits: Arc::default() })
     }
 
     /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero. (The shortest
@@ -65,12 +75,15 @@ impl Ram {
     pub fn from_image(image: &MemoryImage, bytes: u64) -> Result<Self> {
         let mut ram = Self::zeroed(bytes)?;
         let RamPlan { mapped, read } = image.plan();
+        let part = (bytes / MAPPINGS).next_power_of_two().max(PART);
         for run in &mapped {
-            ram.map_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+            ram.map_run(image, run, part).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
         for run in &read {
             ram.read_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
+        let layers = (0..image.layers()).map(|layer| image.layer(layer).try_clone());
+        ram.layers = layers.collect::<io::Result<_>>().map_err(|source| Error::Ram { bytes, source })?;
         ram.mapped = mapped;
         Ok(ram)
     }
@@ -85,6 +98,24 @@ impl Ram {
         &self.mapped
     }
 
+    /// No file is mapped over these guest addresses any more.
+    pub(super) fn is_own(&mut self, own: Range<u64>) {
+        let first = self.mapped.partition_point(|run| run.guest_end() <= own.start);
+        let end = self.mapped.partition_point(|run| run.guest_address < own.end);
+        let within = self.mapped.get(first..end).unwrap_or_default();
+        let before = within
+            .first()
+            .filter(|run| run.guest_address < own.start)
+            .map(|run| run.part(run.guest_address..own.start));
+        let after = within.last().filter(|run| own.end < run.guest_end()).map(|run| run.part(own.end..run.guest_end()));
+        self.mapped.splice(first..end.max(first), before.into_iter().chain(after));
+    }
+
+    /// The files that were mapped, once none is any more.
+    pub fn release_layers(&mut self) -> Vec<File> {
+        if self.mapped.is_empty() { std::mem::take(&mut self.layers) } else { Vec::new() }
+    }
+
     /// For a writer that protects RAM, if it can: not where a file is mapped.
     pub fn lend(&self, copies: Copies) -> Option<Lent> {
         let mapping: Arc<Mapping> = Arc::clone(&self.mapping);
@@ -92,26 +123,40 @@ impl Ram {
         self.mapped.is_empty().then_some(Lent { memory, mapping, habits, copies })
     }
 
-    fn map_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {
+    /// Maps a run, as one mapping for each `part` bytes of guest addresses.
+    fn map_run(&self, image: &MemoryImage, run: &Run, part: u64) -> io::Result<()> {
         let outside = || io::Error::other("the image has data outside the RAM of its machine");
         let region = self.memory.find_region(GuestAddress(run.guest_address)).ok_or_else(outside)?;
-        let offset = run.guest_address - region.start_addr().0;
-        if run.bytes > region.len() - offset {
+        if run.bytes > region.len() - (run.guest_address - region.start_addr().0) {
             return Err(outside());
         }
-        // SAFETY: [offset, offset + bytes) lies in the region's mapping, as just checked, and nothing holds a
-        // reference into it: the machine is being built. The file was opened read-only; the mapping is private.
-        let mapped = unsafe {
-            libc::mmap(
-                region.as_ptr().add(offset as usize).cast(),
-                run.bytes as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                image.layer(run.layer).as_raw_fd(),
-                run.file_offset as libc::off_t,
-            )
-        };
-        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let mut start = run.guest_address;
+        while start < run.guest_end() {
+            let end = (start / part + 1).saturating_mul(part).min(run.guest_end());
+            let is_odd = start / part % 2 == 1;
+            // SAFETY: [start, end) lies in the region's mapping, as just checked, and nothing holds a reference into it:
+            // the machine is being built. The file was opened read-only; the mapping is private.
+            unsafe {
+                let address = region.as_ptr().add((start - region.start_addr().0) as usize).cast();
+                let mapped = libc::mmap(
+                    address,
+                    (end - start) as usize,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    image.layer(run.layer).as_raw_fd(),
+                    (run.file_offset + (start - run.guest_address)) as libc::off_t,
+                );
+                if mapped == libc::MAP_FAILED {
+                    return Err(io::Error::last_os_error());
+                }
+                if is_odd {
+                    // Unlike its neighbours, which the kernel would else make one mapping of with it.
+                    libc::madvise(address, (end - start) as usize, libc::MADV_DONTDUMP);
+                }
+            }
+            start = end;
+        }
+        Ok(())
     }
 
     fn read_run(&self, image: &MemoryImage, run: &Run) -> io::Result<()> {
@@ -153,7 +198,8 @@ fn region(start: u64, bytes: usize) -> Result<GuestRegionMmap<()>> {
         .ok_or_else(|| ram_error(io::Error::other("the region ends beyond the guest-physical address space")))
 }
 
-fn map_aligned(bytes: usize) -> io::Result<*mut u8> {
+/// Anonymous memory that may have huge pages.
+pub(super) fn map_aligned(bytes: usize) -> io::Result<*mut u8> {
     // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
     let reserved = unsafe {
         libc::mmap(

@@ -145,7 +145,11 @@ impl Life<'_> {
         if self.session.checkpointed(finished, "; the guest goes on") {
             self.session.foresee();
         }
-        if splits && let Err(error) = self.machine.collapse_huge_pages() {
+        self.move_all();
+        if splits
+            && self.moving.is_none()
+            && let Err(error) = self.machine.collapse_huge_pages()
+        {
             tracing::warn!(%error, "the next pause may be longer");
         }
         self.after_checkpoint()
@@ -191,7 +195,7 @@ impl Session {
                 self.origin.parent = Some(done.id);
                 let incremental = image.as_ref().is_some_and(|image| image.manifest().is_incremental());
                 self.history.made(done.written_bytes, incremental, Duration::from_micros(done.duration_us));
-                self.base = image;
+                self.finisher.let_go(std::mem::replace(&mut self.base, image));
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
                     done.dir.display(),

@@ -2,6 +2,7 @@
 //! old ones removed.
 
 use std::{
+    any::Any,
     path::Path,
     sync::{
         Arc,
@@ -94,6 +95,7 @@ fn is_sound(verification: &Verification, progress: &Progress) -> Result<()> {
 enum Work {
     Finish(Box<Unfinished>),
     Prune { store: Store, keep: usize, lineage: Uuid },
+    LetGo(Box<dyn Any + Send>),
 }
 
 /// The thread. When this goes, its work is done.
@@ -114,6 +116,7 @@ impl Finisher {
                     // A main loop that has ended needs no word of it.
                     Work::Finish(unfinished) => drop(events.send(Event::Checkpoint(Box::new(unfinished.finish())))),
                     Work::Prune { store, keep, lineage } => prune(&store, keep, lineage),
+                    Work::LetGo(files) => drop(files),
                 }
             }
         };
@@ -130,6 +133,11 @@ impl Finisher {
     /// one takes time, for which nobody waits.
     pub(super) fn prune(&self, store: Store, keep: usize, lineage: Uuid) {
         self.hand_over(Work::Prune { store, keep, lineage });
+    }
+
+    /// Closes files of an image. It may have been removed: then the room that it took is given back by this.
+    pub(super) fn let_go(&self, files: impl Any + Send) {
+        self.hand_over(Work::LetGo(Box::new(files)));
     }
 
     fn hand_over(&self, work: Work) {

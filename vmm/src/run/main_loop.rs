@@ -9,6 +9,7 @@ use ckvmm_devices::PowerEvent;
 
 use super::{
     checkpoints::Wanted,
+    moving::Move,
     session::{Event, Loaded, Session},
 };
 use crate::{
@@ -37,6 +38,8 @@ enum Wake {
     Deadline,
     /// A checkpoint of `checkpoint.every` is due.
     Due,
+    /// It is time to move some more RAM.
+    Move,
 }
 
 /// One machine's life: from its start to a reset or the VM's end.
@@ -48,6 +51,8 @@ pub(super) struct Life<'a> {
     deadline: Option<Instant>,
     /// When the next checkpoint of `checkpoint.every` is due.
     pub(super) due: Option<Instant>,
+    /// Restored RAM on its way into the VM's own memory.
+    pub(super) moving: Option<Move>,
 }
 
 impl Session {
@@ -83,7 +88,7 @@ impl Session {
 
     fn live(&mut self, mut machine: Machine, reboots: bool, mut paused: bool) -> Result<ExitStatus> {
         loop {
-            let mut life = Life { session: self, machine, reboots, deadline: None, due: None };
+            let mut life = Life { session: self, machine, reboots, deadline: None, due: None, moving: None };
             life.start(paused)?;
             if let Some(status) = life.run()? {
                 return Ok(status);
@@ -104,6 +109,7 @@ impl Life<'_> {
         }
         self.session.shared.set_state(if paused { VmState::Paused } else { VmState::Running });
         self.plan_next();
+        self.begin_moving();
         Ok(())
     }
 
@@ -116,6 +122,10 @@ impl Life<'_> {
                 // What stands still does not change.
                 Wake::Due => {
                     self.plan_next();
+                    Next::Continue
+                }
+                Wake::Move => {
+                    self.move_some()?;
                     Next::Continue
                 }
                 Wake::Deadline => {
@@ -133,14 +143,14 @@ impl Life<'_> {
     }
 
     fn wait(&self) -> Wake {
-        let (until, wake) = match (self.deadline, self.due) {
-            (Some(deadline), _) => (deadline, Wake::Deadline),
-            (None, Some(due)) => (due, Wake::Due),
-            (None, None) => match self.session.events.recv() {
-                Ok(event) => return Wake::Event(event),
-                // Not while this end holds a sender.
-                Err(_) => return Wake::Deadline,
-            },
+        let due = match self.deadline {
+            Some(deadline) => Some((deadline, Wake::Deadline)),
+            None => self.due.map(|due| (due, Wake::Due)),
+        };
+        let next = self.moving.as_ref().map(|moving| (moving.next, Wake::Move));
+        let Some((until, wake)) = due.into_iter().chain(next).min_by_key(|(until, _)| *until) else {
+            // This end holds a sender.
+            return self.session.events.recv().map_or(Wake::Deadline, Wake::Event);
         };
         match self.session.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(event) => Wake::Event(event),

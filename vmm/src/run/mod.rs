@@ -13,6 +13,7 @@ mod deadline;
 mod finisher;
 mod history;
 mod main_loop;
+mod moving;
 mod network;
 mod restore;
 mod session;
