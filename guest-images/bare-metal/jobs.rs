@@ -2,7 +2,7 @@
 
 use crate::machine::{Boot, Serial, halt, number, parameter, tsc};
 use crate::model::{ARENA_LOWEST, CELL, GAP_CLASSES, HEADER_ADDRESS, Header, Job, MAGIC, VERSION, Writes};
-use crate::{clock, fail, panicked, power_off, ram_mib, second};
+use crate::{clock, fail, panicked, power_off, ram_mib, reboot, second};
 
 /// Steps between two looks at the TSC.
 const STEPS_A_LOOK: u64 = 256;
@@ -328,6 +328,7 @@ impl Account {
                 say!("time tsc={tsc} kvmclock={kvmclock}");
             }
             Some(b'q') => power_off(),
+            Some(b'b') => reboot("acpi"),
             Some(b'c') => {
                 say!("panic");
                 panicked()

@@ -33,7 +33,7 @@
 //! Defaults: seed=1 mib=16 hot=mib burst=1. write, sweep, disks, net, pagefill and time keep account in memory: model.rs.
 //! While one of the jobs runs that never end, it takes a byte from the serial line now and then: `s` prints status, `r`
 //! forgets the gaps seen so far, `a` reads a word of every page that was filled, `p` is answered by an empty line, `t` by
-//! the time, `q` turns off, `c` tells pvpanic; `x` ends what `job=net` sends.
+//! the time, `q` turns off, `b` restarts the machine, `c` tells pvpanic; `x` ends what `job=net` sends.
 //!
 //! Lines on the serial line, each begins with `CKVMM`:
 //!

@@ -176,3 +176,30 @@ fn the_guest_s_time_goes_on_while_its_checkpoint_is_written_and_its_memory_does_
     let header = picture::check(&bare_metal::committed(&vm));
     assert!(header.steps < later, "{} steps: of the instant of the cut, not of {later}", header.steps);
 }
+
+#[test]
+fn a_guest_that_is_reset_while_its_ram_is_written_begins_again_and_its_checkpoint_is_of_before() {
+    if guest::skipped() {
+        return;
+    }
+    for mode in ["fork", "protect"] {
+        if mode == "protect" && !guest::can_protect() {
+            continue;
+        }
+        let home = Home::in_memory();
+        let mut config = guest::config("linux", "320MiB", JOB);
+        config["checkpoint"]["mode"] = mode.into();
+        let mut vm = home.boot(&config);
+        let writer = Stopped::begin(&vm);
+        let later = guest::steps(&mut vm);
+        vm.type_bytes(b"b");
+        vm.console.expect("CKVMM reboot", LIMIT);
+        vm.console.expect("CKVMM filled", LIMIT);
+        drop(writer);
+        let header = picture::check(&bare_metal::committed(&vm));
+        assert!(header.steps < later, "{mode}: {} steps: of the instant of the cut, not of {later}", header.steps);
+        bare_metal::goes_on(&mut vm);
+        // Of the guest that runs now.
+        picture::check(&bare_metal::checkpoint(&vm));
+    }
+}
