@@ -1,8 +1,8 @@
 //! Directories and processes of one run, which end with it, however it ends: a signal that cannot be caught included.
 //!
 //! A shell, the keeper, waits for the end of its standard input, which only this process holds open. Then it removes
-//! the directories, undoes what was changed of the host, and kills its process group, in which every VM is. No process IDs are kept that may have become
-//! somebody else's, and a VM's start takes no longer for it.
+//! the directories, undoes what was changed of the host, and kills its process group, in which every VM is. No process
+//! IDs are kept that may have become somebody else's, and a VM's start takes no longer for it.
 
 use std::{
     fs,

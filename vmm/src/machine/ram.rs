@@ -111,6 +111,19 @@ impl Ram {
         self.mapped.splice(first..end.max(first), before.into_iter().chain(after));
     }
 
+    /// Reads what the image's files have of the guest addresses from `start` on, as far as `to` goes; where none is mapped
+    /// `to` stays as it is. Not by the mappings: a page that cannot be read would end this process there.
+    pub(super) fn read_mapped(&self, start: u64, to: &mut [u8]) -> io::Result<()> {
+        let end = start + to.len() as u64;
+        let first = self.mapped.partition_point(|run| run.guest_end() <= start);
+        for run in self.mapped[first..].iter().take_while(|run| run.guest_address < end) {
+            let part = run.part(run.guest_address.max(start)..run.guest_end().min(end));
+            let place = (part.guest_address - start) as usize..(part.guest_end() - start) as usize;
+            self.layers[part.layer].read_exact_at(&mut to[place], part.file_offset)?;
+        }
+        Ok(())
+    }
+
     /// The files that were mapped, once none is any more.
     pub fn release_layers(&mut self) -> Vec<File> {
         if self.mapped.is_empty() { std::mem::take(&mut self.layers) } else { Vec::new() }

@@ -146,10 +146,7 @@ impl Life<'_> {
             self.session.foresee();
         }
         self.move_all();
-        if splits
-            && self.moving.is_none()
-            && let Err(error) = self.machine.collapse_huge_pages()
-        {
+        if splits && let Err(error) = self.machine.collapse_huge_pages() {
             tracing::warn!(%error, "the next pause may be longer");
         }
         self.after_checkpoint()

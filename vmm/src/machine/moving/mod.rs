@@ -4,12 +4,12 @@
 //! times as many page table entries. So chunks of RAM are moved to anonymous memory, a few at a time:
 //!
 //! ```text
-//! prepare     copy the chunk aside                                       the guest runs
-//! take over   copy what it has written to; the copy takes the place      it stands still for a moment
+//! prepare     read the chunk's place in the file, aside                  the guest runs
+//! take over   copy what is not the file's; the copy takes the place      it stands still for a moment
 //! ```
 //!
-//! Invariant: a page that nobody has written to is the file's, which never changes. So of a chunk that was copied before
-//! only pages that are not the file's any more can differ.
+//! Invariant: a page that nobody has written to is the file's, which never changes, or zero, as memory aside is. So only
+//! pages that are neither are copied while the guest stands still.
 #![allow(unsafe_code)]
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
 };
 
 use ckvmm_snapshot::{OwnPages, Run};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::{
     Machine,
@@ -55,7 +55,7 @@ pub enum Wanted {
 pub struct Moving {
     /// Laid out as the regions of RAM.
     aside: Vec<Aside>,
-    /// The guest addresses of chunks that were copied, ascending.
+    /// The guest addresses of chunks that were read, ascending.
     prepared: VecDeque<u64>,
     /// Up to this guest address chunks were looked at.
     seen: u64,
@@ -85,10 +85,10 @@ impl Machine {
     /// a moment. False if there was no more.
     ///
     /// # Errors
-    /// If it cannot be moved, or as of [`Machine::pause`] and [`Machine::resume`]; all of RAM is as it was.
+    /// If it cannot be moved, or as of [`Machine::pause`] and [`Machine::resume`].
     pub fn move_ram(&mut self, moving: &mut Moving, wanted: Wanted) -> Result<bool> {
         let ran = self.running;
-        let more = moving.prepare(&self.ram, wanted).map_err(Error::os("copying restored RAM"))?;
+        let more = moving.prepare(&self.ram, wanted).map_err(Error::os("reading restored RAM from its image"))?;
         if !moving.is_prepared() {
             return Ok(more);
         }
@@ -116,7 +116,7 @@ impl Moving {
         Ok(Moving { aside, prepared: VecDeque::new(), seen: 0, pages: OwnPages::open()? })
     }
 
-    /// Copies the next chunks that are `wanted`, while the guest may run. False if there were no more: then it begins
+    /// Reads the next chunks that are `wanted`, while the guest may run. False if there were no more: then it begins
     /// anew.
     ///
     /// # Errors
@@ -129,13 +129,13 @@ impl Moving {
             }
             looks -= 1;
             self.seen = chunk + CHUNK;
-            let (region, place) = self.place(ram, chunk)?;
+            let place = self.place(ram, chunk)?;
             if wanted == Wanted::Changed && self.pages.among(place.ram as usize, place.bytes)?.count() < MANY {
                 continue;
             }
             // SAFETY: the place aside is this value's alone, and as long as that.
             let to = unsafe { std::slice::from_raw_parts_mut(place.aside, place.bytes) };
-            region.read_slice(to, MemoryRegionAddress(chunk - region.start_addr().0)).map_err(io::Error::other)?;
+            ram.read_mapped(chunk, to)?;
             self.prepared.push_back(chunk);
         }
         // What is prepared is still mapped: it is not to be found again.
@@ -153,11 +153,11 @@ impl Moving {
     /// Takes over what is prepared, or the first of it, if that takes long. Nobody uses RAM meanwhile.
     ///
     /// # Errors
-    /// The kernel lacks something; all of RAM is as it was.
+    /// The kernel lacks something. RAM is as it was, if the kernel had not unmapped some of it already.
     fn take_over(&mut self, ram: &mut Ram) -> io::Result<()> {
         let begun = Instant::now();
         while let Some(chunk) = self.prepared.pop_front() {
-            let (_, place) = self.place(ram, chunk)?;
+            let place = self.place(ram, chunk)?;
             place.take_over(&mut self.pages)?;
             ram.is_own(chunk..chunk + CHUNK);
             if begun.elapsed() >= STILL {
@@ -167,7 +167,7 @@ impl Moving {
         Ok(())
     }
 
-    fn place<'a>(&self, ram: &'a Ram, chunk: u64) -> io::Result<(&'a GuestRegionMmap<()>, Place)> {
+    fn place(&self, ram: &Ram, chunk: u64) -> io::Result<Place> {
         let mut regions = ram.memory().iter().zip(&self.aside);
         let within = |region: &GuestRegionMmap<()>| region.to_region_addr(GuestAddress(chunk));
         let (region, aside, offset) = regions
@@ -176,7 +176,7 @@ impl Moving {
         let bytes = (aside.bytes - offset).min(HUGE_PAGE);
         // SAFETY: the offset is within the region, and the mapping aside is as long.
         let (ram, aside) = unsafe { (region.as_ptr().add(offset), aside.base.add(offset)) };
-        Ok((region, Place { ram, aside, bytes }))
+        Ok(Place { ram, aside, bytes })
     }
 }
 

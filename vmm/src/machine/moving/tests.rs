@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use ckvmm_snapshot::{Copies, Image, ManifestHead, Progress, StagedImage};
+use vm_memory::Bytes;
 
 use super::*;
 
@@ -132,9 +133,23 @@ fn a_copy_takes_the_place_of_what_could_not_be_moved() {
     let expected = content(&ram);
     let mut moving = Moving::new(&ram).unwrap();
     moving.prepare(&ram, Wanted::All).unwrap();
-    let (_, place) = moving.place(&ram, 4 * MIB).unwrap();
+    let place = moving.place(&ram, 4 * MIB).unwrap();
     // SAFETY: nobody uses this chunk of RAM meanwhile.
     unsafe { libc::munmap(place.ram.cast(), place.bytes) };
     place.copy_back(io::ErrorKind::OutOfMemory.into()).unwrap();
     assert!(content(&ram) == expected);
+}
+
+#[test]
+fn an_image_that_cannot_be_read_is_an_error_and_ram_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let [image, _] = images(dir.path());
+    let ram = Ram::from_image(image.memory(), RAM).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("first/memory")).unwrap();
+    file.set_len(6 * MIB).unwrap();
+    let mut moving = Moving::new(&ram).unwrap();
+    let error = moving.prepare(&ram, Wanted::All).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "not a signal, as a look at the mapping would be");
+    assert_eq!(moving.prepared, [0, 4 * MIB], "what comes before can be read");
+    assert!(!ram.mapped().is_empty());
 }
