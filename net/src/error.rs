@@ -86,7 +86,7 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// A link's socket fails.
+    /// A link's connection fails.
     #[error("link to node {peer}: {source}; go back to the last checkpoint")]
     Connection {
         /// The node at its other end.

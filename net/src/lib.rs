@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! card ─ Link ─ TAP                                 an uplink
-//! card ─ Port (Switch, Cut) ─ packets ─ Port ─ card      a network: each VMM has a link to each other
+//! card ─ Port (Switch, Cut) ─ packets ─ Port ─ card      a network: each VMM has a Transport to each other
 //!               └── Coordinator ──┘                   checkpoints of all of it
 //! ```
 //!
@@ -20,6 +20,7 @@ pub mod packet;
 pub mod port;
 pub mod switch;
 mod tap;
+pub mod transport;
 pub mod wire;
 
 pub use capture::Capture;
@@ -32,3 +33,4 @@ pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
 pub use port::{Fault, LinkCounters, Port};
 pub use switch::{Route, Switch};
 pub use tap::Tap;
+pub use transport::{SeqPacket, Transport};

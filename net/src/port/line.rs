@@ -1,14 +1,10 @@
-//! The sockets of a port: packets out of rows into them, packets out of them, perhaps by way of a [`Stretch`], into the
-//! cut.
+//! The links of a port: packets out of rows into them, packets out of them, perhaps by way of a [`Stretch`], into the cut.
 //!
 //! Invariant: a line's flags say "perhaps" or "no", never a false "no": its descriptor is watched edge-triggered.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::time::Instant;
-
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use super::poll::{Poll, Ready};
 use super::stretch::Stretch;
@@ -16,15 +12,16 @@ use super::{AHEAD_BYTES, Fault, Frame, Inner, PATIENCE};
 use crate::capture::Capture;
 use crate::cut::{Input, Setup};
 use crate::packet::{Content, Node, Packet};
+use crate::transport::Transport;
 use crate::wire::{Hello, PACKET_BYTES_MAX};
 use crate::{Error, Result};
 
 /// Packets read from one link before others have their turn.
 const PACKETS_PER_TURN: usize = 256;
 
-/// A link's socket.
+/// This end of a link.
 pub(super) struct Line {
-    socket: OwnedFd,
+    transport: Box<dyn Transport>,
     readable: bool,
     writable: bool,
     /// Whose other end has said who it is: what it must say.
@@ -33,7 +30,7 @@ pub(super) struct Line {
     stretch: Option<Stretch<Came>>,
 }
 
-/// What has come out of a socket.
+/// What has come out of a link.
 enum Came {
     /// A packet, in the port's buffer.
     Packet(usize),
@@ -41,7 +38,7 @@ enum Came {
     Delayed(Box<[u8]>),
     Nothing,
     End,
-    Broken(Errno),
+    Broken(io::Error),
 }
 
 /// Room for the largest packet, and for a byte that tells of a larger one.
@@ -51,11 +48,12 @@ pub(super) fn buffer() -> Box<[u8]> {
 
 impl Line {
     /// Opens this end of the link to `peer`.
-    pub(super) fn open(socket: OwnedFd, peer: Node, setup: Setup, poll: &Poll) -> Result<Line> {
+    pub(super) fn open(mut transport: Box<dyn Transport>, peer: Node, setup: Setup, poll: &Poll) -> Result<Line> {
+        let broken = |source| Error::Connection { peer, source };
         let hello = |node| Hello { node, incarnation: setup.incarnation, expects: 0 };
-        send(&socket, &hello(setup.me).encode(), &[]).map_err(|errno| broken(peer, errno))?;
-        poll.add(peer, &socket).map_err(|source| Error::Connection { peer, source })?;
-        Ok(Line { socket, readable: true, writable: true, expected: Some(hello(peer)), stretch: None })
+        transport.send(&hello(setup.me).encode(), &[]).map_err(broken)?;
+        poll.add(peer, transport.as_fd()).map_err(broken)?;
+        Ok(Line { transport, readable: true, writable: true, expected: Some(hello(peer)), stretch: None })
     }
 
     /// What becomes of packets that come.
@@ -76,7 +74,7 @@ impl Line {
         }
     }
 
-    /// Lets what has come out of the socket onto the stretch, if there is one.
+    /// Lets what has come out of the link onto the stretch, if there is one.
     fn let_on(&mut self, buffer: &mut [u8]) {
         while self.readable && self.stretch.as_ref().is_some_and(|stretch| !stretch.is_full()) {
             let came = match self.read(buffer) {
@@ -94,17 +92,18 @@ impl Line {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Came {
-        while self.readable {
-            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                // ECONNRESET: the other end was closed, and there was something for it. What it has sent is still to come.
-                Err(Errno::EINTR | Errno::ECONNRESET) => {}
-                Err(Errno::EAGAIN) => self.readable = false,
-                Err(errno) => return Came::Broken(errno),
-                Ok(0) => return Came::End,
-                Ok(bytes) => return Came::Packet(bytes),
-            }
+        if !self.readable {
+            return Came::Nothing;
         }
-        Came::Nothing
+        match self.transport.receive(buffer) {
+            Ok(0) => Came::End,
+            Ok(bytes) => Came::Packet(bytes),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.readable = false;
+                Came::Nothing
+            }
+            Err(error) => Came::Broken(error),
+        }
     }
 }
 
@@ -148,7 +147,7 @@ impl Inner {
                     line.readable |= readable;
                     if writable && !line.writable {
                         line.writable = true;
-                        poll.watch(node, &line.socket, false);
+                        poll.watch(node, line.transport.as_fd(), false);
                     }
                 }
                 Ready::Timer => self.guest.look(Instant::now()),
@@ -165,20 +164,22 @@ impl Inner {
         let Some(line) = self.lines.get_mut(to.index()).and_then(Option::as_mut) else { return };
         while let (true, Some(packet)) = (line.writable, self.cut.next_to_send(to)) {
             let frame: &[u8] = if let Content::Frame(frame) = packet.content { frame } else { &[] };
-            match send(&line.socket, &packet.prefix(), frame) {
+            match line.transport.send(&packet.prefix(), frame) {
                 Ok(()) => {
                     if let Some(frame) = self.cut.sent(to) {
                         self.traffic[to.index()].sent(&frame);
                         show(&mut self.capture, to, &frame);
                     }
                 }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     line.writable = false;
-                    poll.watch(to, &line.socket, true);
+                    poll.watch(to, line.transport.as_fd(), true);
                 }
                 // Its end is told when all that it has sent is read; until then nothing is for it.
-                Err(_) => line.writable = false,
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    line.writable = false;
+                }
+                Err(source) => return self.give_up(to, Error::Connection { peer: to, source }),
             }
         }
     }
@@ -231,8 +232,8 @@ impl Inner {
                 goes_on
             }
             Came::Delayed(packet) => self.arrived(from, &packet),
-            Came::Broken(errno) => {
-                self.give_up(from, broken(from, errno));
+            Came::Broken(source) => {
+                self.give_up(from, Error::Connection { peer: from, source });
                 false
             }
         }
@@ -269,7 +270,8 @@ impl Inner {
     /// Breaks the link, as a failing host would.
     pub(super) fn break_off(&mut self, node: Node) {
         if self.lines.get(node.index()).is_some_and(Option::is_some) {
-            self.give_up(node, broken(node, Errno::ECONNABORTED));
+            let source = ErrorKind::ConnectionAborted.into();
+            self.give_up(node, Error::Connection { peer: node, source });
         }
     }
 
@@ -285,16 +287,7 @@ impl Inner {
     }
 }
 
-fn send(socket: &OwnedFd, prefix: &[u8], frame: &[u8]) -> nix::Result<()> {
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(prefix), IoSlice::new(frame)], &[], flags, None).map(drop)
-}
-
 /// Whoever captures sees each frame that has come over a link, and that has gone.
 fn show(capture: &mut Option<Capture>, peer: Node, frame: &Frame) {
     capture.take_if(|capture| !capture.take(peer, frame));
-}
-
-fn broken(peer: Node, errno: Errno) -> Error {
-    Error::Connection { peer, source: io::Error::from(errno) }
 }

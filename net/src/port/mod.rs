@@ -1,9 +1,9 @@
-//! A network card's place in its network: the VM's [`Cut`], its [`Switch`], and a socket to each other VM.
+//! A network card's place in its network: the VM's [`Cut`], its [`Switch`], and a link to each other VM.
 //!
 //! ```text
 //! card ─ Link: read, write ─┐                ┌─ turn ─ I/O thread, when poll_fd is ready
 //!                           ├─ Cut ─ lines ──┤
-//! main loop ─ tell ─────────┘                └─ connected SOCK_SEQPACKET pairs, a packet a message
+//! main loop ─ tell ─────────┘                └─ a Transport to each other VM
 //! ```
 //!
 //! Invariants:
@@ -22,7 +22,7 @@ mod poll;
 mod stretch;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use crate::capture::Capture;
 use crate::cut::{Counters, Cut, Input, Output, Setup};
 use crate::packet::{Colour, Node};
 use crate::switch::{Mac, Route, Switch};
+use crate::transport::Transport;
 use crate::{Error, Link, Offloads, Result};
 use guest::Guest;
 use line::Line;
@@ -56,8 +57,8 @@ pub struct PortConfig {
     pub setup: Setup,
     /// All cards of the network, by node.
     pub macs: Vec<Mac>,
-    /// Nodes that take part, with a connected socket to each; the others are off.
-    pub links: Vec<(Node, OwnedFd)>,
+    /// Nodes that take part, with a connection to each; the others are off.
+    pub links: Vec<(Node, Box<dyn Transport>)>,
     /// What a restore puts back, in its order.
     pub preload: Vec<(Node, Frame)>,
     /// Whether the network's cards may leave checksums and segmentation to whoever receives: all of them, or none.
@@ -69,7 +70,7 @@ pub struct PortConfig {
 pub enum Event {
     /// The cut wants something done.
     Cut(Output<Frame>),
-    /// The link to this node is given up, since its peer breaks the rules or its socket fails.
+    /// The link to this node is given up, since its peer breaks the rules or its connection fails.
     Broken(Node, Error),
 }
 
@@ -114,8 +115,8 @@ impl Port {
         let poll = Poll::new().map_err(|source| Error::Port { source })?;
         let mut cut = Cut::new(setup);
         let mut lines: Vec<Option<Line>> = (0..setup.nodes).map(|_| None).collect();
-        for (node, socket) in links {
-            lines[node.index()] = Some(Line::open(socket, node, setup, &poll)?);
+        for (node, transport) in links {
+            lines[node.index()] = Some(Line::open(transport, node, setup, &poll)?);
         }
         for (line, node) in lines.iter().zip(0..) {
             if line.is_none() {

@@ -1,7 +1,7 @@
 //! The descriptors of a port: one that is readable when there is something to do, and what makes it so; and the card's.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,14 +49,14 @@ impl Poll {
         Ok(poll)
     }
 
-    pub(super) fn add(&self, node: Node, socket: &OwnedFd) -> io::Result<()> {
-        Ok(self.epoll.add(socket, event(node, false))?)
+    pub(super) fn add(&self, node: Node, link: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(self.epoll.add(link, event(node, false))?)
     }
 
     /// Whether room to write is looked for: only when there was none, since each packet that the peer reads makes some.
-    pub(super) fn watch(&self, node: Node, socket: &OwnedFd, room: bool) {
+    pub(super) fn watch(&self, node: Node, link: BorrowedFd<'_>, room: bool) {
         // A descriptor that is there can be watched otherwise.
-        let _ = self.epoll.modify(socket, &mut event(node, room));
+        let _ = self.epoll.modify(link, &mut event(node, room));
     }
 
     /// Makes the port's owner call `turn`.

@@ -1,4 +1,4 @@
-//! A stretch of wire in front of a link's socket, for tests: packets take their time on it, or stay.
+//! A stretch of wire in front of a link's end, for tests: packets take their time on it, or stay.
 //!
 //! Invariants:
 //! - First in, first out: no packet overtakes another, whatever is drawn for it; none is lost, and the end comes last.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ckvmm_net::capture::Captured;
 use ckvmm_net::cut::{Input, Limits, Setup, Why};
 use ckvmm_net::port::{self, Frame, PortConfig};
-use ckvmm_net::{Capture, Colour, Incarnation, Node, Port, log};
+use ckvmm_net::{Capture, Colour, Incarnation, Node, Port, SeqPacket, Transport, log};
 use ckvmm_snapshot::Image;
 
 use super::channel::{self, Channel};
@@ -114,7 +114,7 @@ impl Invitation {
             name: place.nic.to_string(),
             setup: Setup { me: Node(place.me), nodes, incarnation, limits: Limits::default() },
             macs: place.macs.clone(),
-            links: place.peers.iter().map(|node| Node(*node)).zip(links).collect(),
+            links: place.peers.iter().map(|node| Node(*node)).zip(links.into_iter().map(on_this_host)).collect(),
             preload,
             offloads: place.offloads,
         };
@@ -267,6 +267,10 @@ impl LeftNote {
         let text = fs::read_to_string(dir.join(LEFT)).ok()?;
         Some(text.parse().unwrap_or(ExitStatus::Failed.code()))
     }
+}
+
+fn on_this_host(socket: OwnedFd) -> Box<dyn Transport> {
+    Box::new(SeqPacket::new(socket))
 }
 
 /// Captures to `file`, or ends that.

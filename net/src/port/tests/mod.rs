@@ -11,6 +11,7 @@ use crate::cut::Limits;
 use crate::link::HEADER_BYTES;
 use crate::packet::Incarnation;
 use crate::switch::mac_of;
+use crate::transport::SeqPacket;
 use crate::wire::FRAME_BYTES_MIN;
 
 const LIMITS: Limits = Limits { slots: 8, pending_bytes: 2 << 20, log_bytes: 8 << 20 };
@@ -27,13 +28,13 @@ fn macs(nodes: u16) -> Vec<Mac> {
 
 fn network(incarnations: &[u64]) -> Vec<Vm> {
     let nodes = incarnations.len();
-    let mut links: Vec<Vec<(Node, OwnedFd)>> = (0..nodes).map(|_| Vec::new()).collect();
+    let mut links: Vec<Vec<(Node, Box<dyn Transport>)>> = (0..nodes).map(|_| Vec::new()).collect();
     for a in 0..nodes {
         for b in 0..a {
             let kind = (AddressFamily::Unix, SockType::SeqPacket);
             let (one, other) = socketpair(kind.0, kind.1, None, SockFlag::SOCK_CLOEXEC).unwrap();
-            links[a].push((Node(b as u16), one));
-            links[b].push((Node(a as u16), other));
+            links[a].push((Node(b as u16), Box::new(SeqPacket::new(one))));
+            links[b].push((Node(a as u16), Box::new(SeqPacket::new(other))));
         }
     }
     let vms = links.into_iter().zip(incarnations).zip(0..).map(|((links, incarnation), me)| {
