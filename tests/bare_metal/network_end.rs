@@ -27,7 +27,7 @@ fn a_network_goes_back_by_itself_as_often_as_it_may() {
     for nth in 1..=2 {
         network.goes_on();
         network.members[nth - 1].kill9();
-        let line = network.supervisor.messages.expect("its VM is gone", LIMIT);
+        let line = network.supervisor.messages.expect("its VM is gone (killed by SIGKILL)", LIMIT);
         let which = format!("all go back to {} (restore {nth} of at most 2)", last.display());
         is_error(&line, &[&format!("n-{}", nth - 1), &which]);
         network.members.iter().for_each(|member| member.wait(LIMIT));

@@ -114,7 +114,8 @@ fn survives(phase: Phase, victim: Victim) {
         Victim::Supervisor => None,
         Victim::Vm(node) => {
             network.supervisor.signal(Signal::SIGCONT);
-            let line = network.supervisor.messages.expect(&format!("n-{node}: its VM is gone"), LIMIT);
+            let line =
+                network.supervisor.messages.expect(&format!("n-{node}: its VM is gone (killed by SIGKILL)"), LIMIT);
             is_error(&line, &["the others run on", "`ckvmm network restore "]);
             Some(node)
         }

@@ -1,5 +1,5 @@
 //! What the VMM needs of the host beside KVM: the terminal, signals, the state directory, working copies of disks,
-//! priorities.
+//! priorities, other processes.
 
 mod base;
 pub mod console;
@@ -8,6 +8,7 @@ pub mod escape;
 pub mod lock;
 pub mod memory;
 pub mod priority;
+pub mod process;
 mod qcow2;
 pub mod signals;
 pub mod state_dir;

@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::end::Ended;
 use super::start::hear;
 use super::state;
 use super::terms::Terms;
@@ -27,8 +28,8 @@ use super::{Event, Heard, Process, Seat, Supervisor};
 use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::{Error, Result};
-use crate::host::signals::Signals;
 use crate::host::terminal::say;
+use crate::host::{self, signals::Signals};
 use crate::network::channel::Channel;
 use crate::network::control;
 use crate::network::failure::Failures;
@@ -168,14 +169,19 @@ impl Supervisor {
         let channel = Arc::new(channel);
         let (life, said, ended) = (self.incarnation, self.sender.clone(), self.sender.clone());
         hear(&channel, move |heard| drop(said.send(Event::Member(life, node, heard)))).ok()?;
-        // Its lock goes when its process ends.
+        // Its lock goes when its process ends: while that is held, the number is its own.
         let lock = File::open(dir.join("lock")).ok()?;
+        let process = host::process::Process::open(pid).ok()?;
+        if lock.try_lock().is_ok() {
+            return None;
+        }
         let dir = dir.to_path_buf();
         let wait = move || {
             let _ = lock.lock();
-            drop(ended.send(Event::Member(life, node, Heard::End(LeftNote::read(&dir)))));
+            let end = LeftNote::read(&dir).map_or(Ended::Unknown, Ended::With);
+            drop(ended.send(Event::Member(life, node, Heard::End(end))));
         };
         std::thread::Builder::new().name("node".into()).spawn(wait).ok()?;
-        Some(Process { pid, channel, silent: false, ended: None })
+        Some(Process { process, channel, silent: false, ended: None })
     }
 }

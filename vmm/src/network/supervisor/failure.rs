@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use uuid::Uuid;
 
 use super::Supervisor;
+use super::end::Ended;
 use super::start::{Beginning, OUTPUT};
 use crate::config::Id;
 use crate::error::{Error, Result};
@@ -20,8 +21,8 @@ use crate::network::failure::Remedy;
 use crate::network::member::LEFT;
 
 impl Supervisor {
-    /// A member says no more: without a word, unless its guest has left before.
-    pub(super) fn silent(&mut self, node: Node) -> Result<()> {
+    /// A member is gone: without a word, unless its guest has left before.
+    pub(super) fn gone(&mut self, node: Node) -> Result<()> {
         if self.stopped || self.goes_back || self.coordinator.members()[node.index()] != Member::On {
             return Ok(());
         }
@@ -32,7 +33,11 @@ impl Supervisor {
             return Ok(());
         }
         if self.less_ns.is_none() && self.failures.restores() == 0 && !self.ending {
-            return Err(Error::Node { name: name.to_string(), reason: last_words(&self.state, name) });
+            let reason = match self.ended(node) {
+                Some(Ended::Killed(signal)) => format!("its VM was killed by {signal} at its start; begin again"),
+                _ => last_words(&self.state, name),
+            };
+            return Err(Error::Node { name: name.to_string(), reason });
         }
         self.lost(node)
     }
@@ -45,10 +50,25 @@ impl Supervisor {
             self.feed(Input::Lost(node));
             return Ok(());
         }
-        self.remedy(&name, "its VM is gone", "the others run on")?;
+        let what = match self.ended(node) {
+            Some(Ended::With(status)) => {
+                format!("its VM is gone (status {status}: {})", last_words(&self.state, &name))
+            }
+            Some(Ended::Killed(signal)) => format!("its VM is gone (killed by {signal})"),
+            Some(Ended::Unknown) => "its VM is gone".into(),
+            None if self.seats[node.index()].runs() => {
+                "its VM cannot be understood, as one of another version of ckvmm".into()
+            }
+            None => "its VM is gone".into(),
+        };
+        self.remedy(&name, &what, "the others run on")?;
         // Whoever waits for a checkpoint is told.
         self.feed(Input::Lost(node));
         Ok(())
+    }
+
+    fn ended(&self, node: Node) -> Option<Ended> {
+        self.seats[node.index()].process.as_ref()?.ended
     }
 
     /// A link is given up by `node`, and frames on it are lost: no cut will be whole any more. Both ends may say so.
@@ -125,6 +145,6 @@ fn last_words(state: &Path, node: &str) -> String {
     let text = fs::read_to_string(&path).unwrap_or_default();
     match text.lines().last() {
         Some(line) => line.trim_start_matches("ckvmm: ").to_owned(),
-        None => format!("its VM ended at its start and said nothing; see {}", path.display()),
+        None => format!("it said nothing in {}", path.display()),
     }
 }

@@ -31,12 +31,12 @@ use ckvmm_net::coordinator::{Coordinator, Input, Output, Verdict};
 use ckvmm_net::cut::Why;
 use ckvmm_net::{Colour, Node};
 use jiff::Timestamp;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use uuid::Uuid;
 
 use self::deadline::Deadline;
+use self::end::Ended;
 use self::job::Followed;
 use self::terms::Terms;
 use super::channel::Channel;
@@ -47,8 +47,8 @@ use super::store::{self, NetStore};
 use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::Result;
-use crate::host::signals::Asked;
 use crate::host::terminal::say;
+use crate::host::{self, signals::Asked};
 
 /// What the supervisor waits for.
 #[derive(Debug)]
@@ -70,8 +70,10 @@ pub enum Heard {
     Said(FromMember),
     /// It will say no more.
     Silence,
-    /// Its process has ended, with this status; of another's child that was killed it is not known.
-    End(Option<u8>),
+    /// What it says cannot be read, and nothing more is listened to.
+    Unreadable,
+    /// Its process has ended.
+    End(Ended),
 }
 
 /// A node.
@@ -90,11 +92,11 @@ struct Seat {
 
 #[derive(Debug)]
 struct Process {
-    pid: Pid,
+    process: host::process::Process,
     channel: Arc<Channel>,
     /// It has said its last word.
     silent: bool,
-    ended: Option<Option<u8>>,
+    ended: Option<Ended>,
 }
 
 /// A running network.
@@ -217,6 +219,7 @@ impl Supervisor {
         if let Some(deadline) = &mut self.deadline {
             deadline.heard(node, &heard);
         }
+        let unreadable = matches!(heard, Heard::Unreadable);
         match heard {
             Heard::Said(FromMember::Ready) => self.feed(Input::Ready(node)),
             Heard::Said(FromMember::Prepared(cut, part)) => {
@@ -228,10 +231,13 @@ impl Supervisor {
             }
             Heard::Said(FromMember::Left(colour)) => self.feed(Input::Left(node, Colour(colour))),
             Heard::Said(FromMember::LinkBroken(peer)) => self.link_broken(node, Node(peer))?,
-            Heard::Silence => self.silent(node)?,
-            Heard::Said(FromMember::SoFar(_)) | Heard::End(_) => {}
+            Heard::Said(FromMember::SoFar(_)) | Heard::Silence | Heard::Unreadable | Heard::End(_) => {}
         }
-        if !self.seats[node.index()].runs() {
+        let runs = self.seats[node.index()].runs();
+        if unreadable || !runs {
+            self.gone(node)?;
+        }
+        if !runs {
             self.job_is_over_on(node);
         }
         Ok(())
@@ -310,10 +316,7 @@ impl Supervisor {
     }
 
     fn signal_all(&self, signal: Signal) {
-        let processes = self.seats.iter().filter_map(|seat| seat.process.as_ref());
-        let running = processes.filter(|process| process.ended.is_none());
-        // One that has ended meanwhile is not waited for yet: its pid is nobody else's.
-        running.for_each(|process| _ = kill(process.pid, signal));
+        self.seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(|member| member.process.signal(signal));
     }
 }
 

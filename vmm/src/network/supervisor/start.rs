@@ -16,13 +16,17 @@ use jiff::Timestamp;
 use nix::unistd::Pid;
 use uuid::Uuid;
 
+use super::end::Ended;
 use super::terms::Terms;
 use super::{Event, Heard, Process, Seat, Supervisor, links, seed, state};
 use crate::cli::{Clock, ExitStatus};
 use crate::config::{ConfigError, Id};
 use crate::error::{Error, Result};
-use crate::host::signals::{Asked, Signals};
 use crate::host::terminal::say;
+use crate::host::{
+    self,
+    signals::{Asked, Signals},
+};
 use crate::network::changes;
 use crate::network::channel::{self, Channel};
 use crate::network::config::{self, NetConfig};
@@ -288,23 +292,19 @@ impl Supervisor {
         command.args(arguments).arg("--network-member");
         command.stdin(Stdio::from(theirs)).stdout(output.try_clone().map_err(failed)?).stderr(output);
         // Ctrl-C is for the supervisor, which tells all.
-        let child = command.process_group(0).spawn().map_err(failed)?;
-        let pid = Pid::from_raw(child.id() as i32);
+        let mut child = command.process_group(0).spawn().map_err(failed)?;
+        // Nobody has waited for it yet, so its number is its own.
+        let process = host::process::Process::open(Pid::from_raw(child.id() as i32));
+        let process = process.inspect_err(|_| _ = child.kill().and_then(|()| child.wait())).map_err(failed)?;
         listen(child, &channel, move |heard| drop(events.send(Event::Member(life, me, heard))))?;
-        Ok(Process { pid, channel, silent: false, ended: None })
+        Ok(Process { process, channel, silent: false, ended: None })
     }
 }
 
 /// Hears what a member says, and of its end.
 fn listen(mut child: Child, channel: &Arc<Channel>, tell: impl Fn(Heard) + Clone + Send + 'static) -> Result<()> {
     hear(channel, tell.clone())?;
-    let wait = move || {
-        if let Ok(status) = child.wait() {
-            // Killed: no status of its own.
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            tell(Heard::End(Some(code.unwrap_or(ExitStatus::Failed.code()))));
-        }
-    };
+    let wait = move || tell(Heard::End(Ended::of(child.wait())));
     thread::Builder::new().name("node".into()).spawn(wait).map_err(Error::os("starting a thread"))?;
     Ok(())
 }
@@ -313,10 +313,14 @@ fn listen(mut child: Child, channel: &Arc<Channel>, tell: impl Fn(Heard) + Clone
 pub(super) fn hear(channel: &Arc<Channel>, tell: impl Fn(Heard) + Send + 'static) -> Result<()> {
     let channel = Arc::clone(channel);
     let hear = move || {
-        while let Ok(Some((message, _))) = channel.receive() {
-            tell(Heard::Said(message));
-        }
-        tell(Heard::Silence);
+        let last = loop {
+            match channel.receive() {
+                Ok(Some((message, _))) => tell(Heard::Said(message)),
+                Ok(None) => break Heard::Silence,
+                Err(_) => break Heard::Unreadable,
+            }
+        };
+        tell(last);
     };
     thread::Builder::new().name("node".into()).spawn(hear).map_err(Error::os("starting a thread"))?;
     Ok(())

@@ -18,7 +18,7 @@ impl Supervisor {
         if let Some(status) = self.job.as_ref().and_then(|job| job.verdict?) {
             return ExitStatus::Job(status);
         }
-        let status = |seat: &Seat| seat.process.as_ref().map_or(seat.before, |process| process.ended?);
+        let status = |seat: &Seat| seat.process.as_ref().map_or(seat.before, |member| member.ended?.status());
         let ended = || self.seats.iter().filter_map(status);
         let lost = self.coordinator.members().contains(&Member::Lost);
         if self.job.is_none() && !lost && ended().all(|status| status == ExitStatus::Success.code()) {
@@ -58,7 +58,7 @@ impl Supervisor {
         json!({
             "name": seat.name,
             "state": state,
-            "pid": seat.process.as_ref().map(|process| process.pid.as_raw()),
+            "pid": seat.process.as_ref().map(|member| member.process.pid().as_raw()),
             // Where its VM, which has this environment, listens.
             "api_socket": vm.parse().ok().map(|vm| default_path(&vm)),
             "cut_so_far": so_far,
