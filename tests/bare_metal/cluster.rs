@@ -242,7 +242,10 @@ impl<'a> Network<'a> {
     /// In how many parts of an open cut there is what was read from the machine.
     fn parts_in_the_making(&self) -> usize {
         let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        let cuts = entries(&self.home.join("checkpoints")).filter(|cut| !cut.join("manifest.json").exists());
+        // What is being removed has a name that begins with a dot.
+        let is_open = |cut: &PathBuf| cut.file_name().unwrap().as_encoded_bytes()[0] != b'.';
+        let cuts = entries(&self.home.join("checkpoints")).filter(is_open);
+        let cuts = cuts.filter(|cut| !cut.join("manifest.json").exists());
         cuts.flat_map(|cut| entries(&cut).collect::<Vec<_>>()).filter(|part| part.join("state").exists()).count()
     }
 

@@ -5,6 +5,7 @@ use ckvmm_net::{Colour, Node};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 
+use super::pruner::Pruner;
 use super::{Part, Seat, Supervisor};
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
@@ -59,6 +60,24 @@ impl Supervisor {
             nodes: self.seats.iter().zip(0..).map(entry).collect::<Result<_>>()?,
         };
         self.store.commit(cut, &manifest)
+    }
+
+    /// Has old checkpoints removed.
+    pub(super) fn prune(&mut self) {
+        let Some(keep) = self.terms.checkpoint.keep else { return };
+        if self.pruner.is_none() {
+            let started = Pruner::start(self.store.path().into(), self.terms.name.clone(), keep as usize);
+            let failed = |error| say(&format!("old checkpoints cannot be removed: starting a thread: {error}"));
+            self.pruner = started.map_err(failed).ok();
+        }
+        self.pruner.iter().for_each(Pruner::prune);
+    }
+
+    /// Waits until what is old is removed.
+    pub(super) fn finish_pruning(&mut self) {
+        if let Some(pruner) = self.pruner.take() {
+            pruner.finish();
+        }
     }
 
     /// Says how a checkpoint went.

@@ -118,6 +118,8 @@ impl Supervisor {
     /// Begins another life from the last checkpoint. All VMs have ended.
     pub(super) fn go_back(&mut self) -> anyhow::Result<()> {
         let Some(last) = self.last.clone() else { return Ok(()) };
+        // A new life sweeps what another hand would be removing.
+        self.finish_pruning();
         let path = self.store.path().to_path_buf();
         let what = "the checkpoints cannot be listed; mend the file system";
         self.store.begin_life().map_err(|source| Error::Io { path, what, source })?;

@@ -1,8 +1,8 @@
 //! The supervisor: starts a network's VMs, and runs the coordinator of its checkpoints.
 //!
 //! Invariants: one thread has all of its state and does one thing at a time; other threads only wait for something and
-//! tell it. What is decided about a cut is decided by `Coordinator`, which is pure: here are its store, its members and
-//! its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
+//! tell it, or remove what is old. What is decided about a cut is decided by `Coordinator`, which is pure: here are its
+//! store, its members and its clock. When the supervisor ends in order, its VMs have ended; killed, it leaves them running.
 
 mod adopt;
 mod cut;
@@ -11,6 +11,7 @@ mod end;
 mod failure;
 mod job;
 mod links;
+mod pruner;
 mod seed;
 mod start;
 mod state;
@@ -38,12 +39,13 @@ use uuid::Uuid;
 use self::deadline::Deadline;
 use self::end::Ended;
 use self::job::Followed;
+use self::pruner::Pruner;
 use self::terms::Terms;
 use super::channel::Channel;
 use super::control::{Answer, Verb};
 use super::failure::Failures;
 use super::message::{self, FromMember, Part};
-use super::store::{self, NetStore};
+use super::store::NetStore;
 use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::Result;
@@ -120,6 +122,8 @@ struct Supervisor {
     deadline: Option<Deadline>,
     /// When the next checkpoint is due.
     due: Option<Instant>,
+    /// Who removes old checkpoints, once there are any.
+    pruner: Option<Pruner>,
     /// The last checkpoint: of this life, or the one that it began from.
     last: Option<PathBuf>,
     /// Of a restored network: the instant that its guests go on from; absent: from the present.
@@ -151,6 +155,7 @@ impl Supervisor {
             }
             if !self.goes_back || self.ending {
                 self.remove_record();
+                self.finish_pruning();
                 return Ok(self.status());
             }
             self.go_back()?;
@@ -299,10 +304,7 @@ impl Supervisor {
             }
             Output::Prune(cut) => {
                 self.last = Some(self.store.directory(cut));
-                let keep = self.terms.checkpoint.keep.unwrap_or(u32::MAX) as usize;
-                if let Err(error) = store::prune(self.store.path(), Some(&self.terms.name), keep) {
-                    say(&format!("old checkpoints cannot be removed: {error}"));
-                }
+                self.prune();
                 None
             }
         }

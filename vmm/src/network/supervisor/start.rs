@@ -203,6 +203,7 @@ impl Supervisor {
             asker: None,
             deadline: None,
             due: None,
+            pruner: None,
             last: None,
             instant: None,
             less_ns: None,
