@@ -52,3 +52,31 @@ pub(super) fn make_dir(path: &Path) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| Error::Io { path: path.into(), what, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn only_a_lock_that_somebody_holds_is_a_vm_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = |name: &str| {
+            let node = dir.path().join(name);
+            fs::create_dir(&node).unwrap();
+            node.join("lock")
+        };
+        fs::write(dir.path().join("file"), "").unwrap();
+        mkfifo(&node("fifo"), Mode::S_IRWXU).unwrap();
+        fs::create_dir(node("directory")).unwrap();
+        node("none");
+        fs::write(node("left"), "").unwrap();
+        drop(open_without_vms(dir.path()).expect("no VM runs there"));
+        let held = File::create(node("n-0")).unwrap();
+        assert!(host::lock::take(&held).unwrap());
+        let error = open_without_vms(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("the VM of n-0 runs there"), "{error}");
+    }
+}
