@@ -6,9 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fs, path::PathBuf, thread};
 
-use ckvmm_tests::{api::wait_until, bare_metal::Home};
+use ckvmm_tests::{api::wait_until, bare_metal::Home, pcap::frames_of};
 
 use crate::{
     cluster::{Console, Network},
@@ -218,21 +218,4 @@ fn a_capture_has_the_frames_of_one_link_and_faults_have_names() {
     refused(&["capture", "n-0", "/dev/full"], 1, "/dev/full");
     network.ask(&["link", "n-0:n-1", "--break"]);
     refused(&["checkpoint"], 1, "link");
-}
-
-/// The frames in a file of LINKTYPE_ETHERNET.
-fn frames_of(file: &[u8]) -> Vec<&[u8]> {
-    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-    assert_eq!((word(file, 0), word(file, 20)), (0xa1b2_3c4d, 1));
-    let (mut rest, mut frames, mut last) = (&file[24..], Vec::new(), Duration::ZERO);
-    while !rest.is_empty() {
-        let time = Duration::new(word(rest, 0).into(), word(rest, 4));
-        assert!(time >= last || last - time < Duration::from_secs(1), "time goes on");
-        last = time;
-        let bytes = word(rest, 8) as usize;
-        assert_eq!(word(rest, 12) as usize, bytes);
-        frames.push(&rest[16..16 + bytes]);
-        rest = &rest[16 + bytes..];
-    }
-    frames
 }

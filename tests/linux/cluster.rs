@@ -59,7 +59,12 @@ impl<'a> Network<'a> {
 
     /// Checkpoints it, and returns the checkpoint's directory.
     pub(crate) fn checkpoint(&self) -> String {
-        let arguments = ["network", "checkpoint", "--state", self.state.to_str().unwrap()];
+        self.ask(&["checkpoint"])
+    }
+
+    /// What it answers to this verb of `ckvmm network`.
+    pub(crate) fn ask(&self, verb: &[&str]) -> String {
+        let arguments = [&["network"], verb, &["--state", self.state.to_str().unwrap()]].concat();
         let output = process::run(self.home.path(), arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()

@@ -15,6 +15,7 @@ pub mod network;
 pub mod orphans;
 pub mod packets;
 pub mod paths;
+pub mod pcap;
 pub mod pidfd;
 pub mod process;
 

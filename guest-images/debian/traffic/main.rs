@@ -214,6 +214,6 @@ fn tell(node: &Node, frames: &Frames) {
         node.retransmitted(),
         counters::tcp("TCPTimeouts"),
         counters::tcp("TCPLossProbes"),
-        frames.dropped() + counters::udp("RcvbufErrors")
+        frames.dropped() + counters::udp("RcvbufErrors") + counters::udp("MemErrors")
     );
 }
