@@ -52,7 +52,7 @@ enum Phase<S> {
     /// Parts, by node.
     Collecting(Vec<Option<S>>),
     Deciding(Wish),
-    /// The decision could not be written, and may yet be there.
+    /// The newest cut, or its decision, could not be written, and may yet be there, by this coordinator or another.
     Undecided,
     /// There is another coordinator.
     Deposed,
@@ -63,7 +63,7 @@ enum Phase<S> {
 enum Wish {
     Commit,
     Abort(Reason),
-    /// Of an earlier cut, and then a new one is to begin.
+    /// Of an earlier cut, begun or not, and then a new one is to begin.
     AbortAndBegin,
 }
 
@@ -75,7 +75,8 @@ impl<S: Clone> Coordinator<S> {
     }
 
     /// One that takes over. The members tell it, too, that they are ready or run already, since nobody knows whom the one
-    /// before told to go. `newest` is the newest intent in the store, if there is any, with its decision, if there is one.
+    /// before told to go. `newest` is the newest cut that has an intent or a decision in the store, if there is any, with
+    /// its decision, if there is one.
     pub fn succeed(
         members: Vec<Member>,
         newest: Option<(Colour, Option<Decision>)>,
@@ -286,13 +287,18 @@ impl<S: Clone> Coordinator<S> {
     fn store_failed(&mut self, why: String, outputs: &mut Vec<Output<S>>) {
         let cut = self.newest;
         match &self.phase {
-            // Whether it was written or not, this number is not used again.
+            // Written or not, this number is not used again. Nor is it left open: another coordinator may have begun it.
             Phase::Intending => {
-                self.phase = Phase::Idle;
+                self.phase = Phase::Undecided;
                 outputs.push(Output::Done(cut, Outcome::Aborted(Reason::Store(why))));
             }
             Phase::Deciding(Wish::Commit) => self.decide(cut, Wish::Abort(Reason::Store(why)), outputs),
-            Phase::Deciding(_) => {
+            // What was asked for is another one.
+            Phase::Deciding(Wish::AbortAndBegin) => {
+                self.phase = Phase::Undecided;
+                outputs.push(Output::Done(cut, Outcome::Refused(Reason::Store(why))));
+            }
+            Phase::Deciding(Wish::Abort(_)) => {
                 self.phase = Phase::Undecided;
                 outputs.push(Output::Done(cut, Outcome::Unknown(why)));
             }

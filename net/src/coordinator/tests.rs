@@ -172,17 +172,23 @@ fn what_cannot_be_written_as_a_commit_is_aborted_and_else_asked_again() {
     let said = tell(&mut coordinator, Input::StoreFailed(ONE, full()));
     assert_eq!(said, [Output::Done(ONE, Outcome::Unknown(full()))]);
     aborts(&tell(&mut coordinator, Input::Requested), Reason::Orphaned);
+    let said = tell(&mut coordinator, Input::StoreFailed(ONE, full()));
+    assert_eq!(said, [Output::Done(ONE, Outcome::Refused(Reason::Store(full())))], "the new one is not begun");
+    aborts(&tell(&mut coordinator, Input::Requested), Reason::Orphaned);
     let said = tell(&mut coordinator, Input::Decided(ONE, Decision::Abort));
     assert_eq!(said, [to_all(&[0, 1], ToMember::Aborted(ONE)), vec![Output::RecordIntent(TWO)]].concat());
 }
 
 #[test]
-fn an_intent_that_cannot_be_written_costs_its_number() {
+fn an_intent_that_cannot_be_written_costs_its_number_and_leaves_no_cut_open() {
     let mut coordinator = running();
     tell(&mut coordinator, Input::Requested);
     let aborted = Output::Done(ONE, Outcome::Aborted(Reason::Store("full".into())));
     assert_eq!(tell(&mut coordinator, Input::StoreFailed(ONE, "full".into())), [aborted]);
-    assert_eq!(tell(&mut coordinator, Input::Requested), [Output::RecordIntent(TWO)]);
+    // By another coordinator, which has begun it, it could be committed after the next one.
+    aborts(&tell(&mut coordinator, Input::Requested), Reason::Orphaned);
+    let said = tell(&mut coordinator, Input::Decided(ONE, Decision::Abort));
+    assert_eq!(said, [to_all(&[0, 1], ToMember::Aborted(ONE)), vec![Output::RecordIntent(TWO)]].concat());
 }
 
 #[test]

@@ -189,6 +189,13 @@ impl NetStore {
     /// It may be decided or not.
     pub fn abort(&self, cut: Colour) -> Result<Decision> {
         let dir = self.directory(cut);
+        let failed = |source| io_error(&dir, "cannot be looked at; mend the file system", source);
+        if dir.try_exists().map_err(failed)? && !is_of_a_cut(&dir) {
+            // Somebody else's: nobody can begin a cut of its number.
+            return Ok(Decision::Abort);
+        }
+        // One that nobody has begun, or whose beginning failed, is nobody's from now on.
+        self.begin(cut)?;
         let decided = self.decide(&dir, ABORT)?;
         if decided == Decision::Abort {
             // What stays is no checkpoint, and is swept.
@@ -308,8 +315,16 @@ mod tests {
         fs::write(dir.path().join("000001/result"), "42").unwrap();
         let error = store.begin(Colour(1)).unwrap_err().to_string();
         assert!(error.contains("000001: cannot be made"), "{error}");
+        assert_eq!(store.abort(Colour(1)).unwrap(), Decision::Abort);
+        assert_eq!(fs::read_to_string(dir.path().join("000001/result")).unwrap(), "42", "and stays where it is");
         assert!(store.begin(Colour(2)).unwrap());
         assert!(!store.begin(Colour(2)).unwrap(), "another supervisor has begun it");
+        assert_eq!(store.abort(Colour(2)).unwrap(), Decision::Abort);
+        assert_eq!(store.abort(Colour(3)).unwrap(), Decision::Abort, "nobody has begun it");
+        let before = store.before();
+        drop(store);
+        let (_, newest) = NetStore::take_over(dir.path(), before).unwrap();
+        assert_eq!(newest, Some((Colour(3), Some(Decision::Abort))), "and nobody will");
     }
 
     #[test]

@@ -82,9 +82,10 @@ impl Seat {
 }
 
 impl Store {
-    /// The newest cut that was intended, and what was decided about it.
+    /// The newest cut that was intended or decided, and what was decided about it.
     pub(crate) fn newest(&self) -> Option<(Colour, Option<Decision>)> {
-        self.intents.last().map(|cut| (*cut, self.decisions.get(cut).map(decision)))
+        let newest = self.intents.last().max(self.decisions.keys().next_back());
+        newest.map(|cut| (*cut, self.decisions.get(cut).map(decision)))
     }
 
     /// The newest cut that is a checkpoint.
