@@ -1,7 +1,6 @@
 //! The crate's one error type: each variant names the interface, link or cut and what to do about it.
 
 use std::io;
-use std::path::PathBuf;
 
 use crate::packet::{Colour, Node};
 
@@ -99,17 +98,6 @@ pub enum Error {
     Log {
         /// In which way.
         what: &'static str,
-    },
-    /// What is to be durable about a cut cannot be made so.
-    #[error(transparent)]
-    Store(#[from] ckvmm_snapshot::Error),
-    /// What was decided about a cut cannot be known.
-    #[error("{}: cannot read what was decided: {source}; mend the file system, or restore from a copy", path.display())]
-    Decision {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
     },
     /// The coordinator has committed a cut that is not whole.
     #[error("cut {cut}: committed before it was whole here; do not use this checkpoint")]

@@ -12,7 +12,6 @@
 pub mod capture;
 pub mod coordinator;
 pub mod cut;
-pub mod decision;
 mod error;
 pub mod link;
 pub mod log;
@@ -26,7 +25,6 @@ pub mod wire;
 pub use capture::Capture;
 pub use coordinator::Coordinator;
 pub use cut::Cut;
-pub use decision::Decisions;
 pub use error::{Error, Result};
 pub use link::{Link, Offloads};
 pub use packet::{Colour, Content, Incarnation, Node, Packet, Payload};
