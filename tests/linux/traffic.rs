@@ -81,12 +81,11 @@ fn largest_frame(home: &Home, network: &Network<'_>) -> usize {
     frames_of(&fs::read(file).unwrap()).iter().map(|frame| frame.len()).max().unwrap()
 }
 
-#[test]
-#[ignore = "make soak: in the lab a checkpoint of busy guests takes a minute"]
-fn nothing_is_lost_between_three_guests_and_tcp_sends_nothing_twice() {
-    let home = Home::new();
-    let mut network = Network::up(&home, NODES, "traffic ckvmm.rate=5");
-    goes_on(&network);
+/// Checkpoints it, and kills and restores it, as often as it is to live. Returns its last life, and what was dropped, by
+/// node, in those before.
+fn lives<'a>(home: &'a Home, mut network: Network<'a>) -> (Network<'a>, Vec<u64>) {
+    let nodes = network.consoles.len();
+    let mut counted = vec![0; nodes];
     for life in 1..=LIVES {
         let mut checkpoint = String::new();
         for _ in 0..CUTS {
@@ -94,11 +93,22 @@ fn nothing_is_lost_between_three_guests_and_tcp_sends_nothing_twice() {
             goes_on(&network);
         }
         if life < LIVES {
+            counted.iter_mut().zip(dropped(&network)).for_each(|(all, more)| *all += more);
             network.kill9();
-            network = Network::restore(&home, &checkpoint, NODES, &format!("life-{life}"));
+            network = Network::restore(home, &checkpoint, nodes, &format!("life-{life}"));
             goes_on(&network);
         }
     }
+    (network, counted)
+}
+
+#[test]
+#[ignore = "make soak: in the lab a checkpoint of busy guests takes a minute"]
+fn nothing_is_lost_between_three_guests_and_tcp_sends_nothing_twice() {
+    let home = Home::new();
+    let network = Network::up(&home, NODES, "traffic ckvmm.rate=5");
+    goes_on(&network);
+    let (mut network, _) = lives(&home, network);
     for (ways, last) in accounts(&mut network) {
         assert_eq!(lost(&ways), 0);
         for line in ways {
@@ -113,25 +123,12 @@ fn nothing_is_lost_between_three_guests_and_tcp_sends_nothing_twice() {
 fn at_full_speed_what_is_missing_was_counted_and_tcp_travels_unsegmented() {
     const NODES: usize = 2;
     let home = Home::new();
-    let mut network = Network::up(&home, NODES, "traffic ckvmm.rate=0");
+    let network = Network::up(&home, NODES, "traffic ckvmm.rate=0");
     goes_on(&network);
     let largest = largest_frame(&home, &network);
     // How much TCP hands over at a time follows from how fast it can send.
     assert!(largest > ETHERNET_BYTES_MAX, "{largest} bytes: TCP is segmented on its way");
-    let mut counted = vec![0; NODES];
-    for life in 1..=LIVES {
-        let mut checkpoint = String::new();
-        for _ in 0..CUTS {
-            checkpoint = network.checkpoint();
-            goes_on(&network);
-        }
-        if life < LIVES {
-            counted.iter_mut().zip(dropped(&network)).for_each(|(all, more)| *all += more);
-            network.kill9();
-            network = Network::restore(&home, &checkpoint, NODES, &format!("life-{life}"));
-            goes_on(&network);
-        }
-    }
+    let (mut network, mut counted) = lives(&home, network);
     let ends = accounts(&mut network);
     // It takes a cut to learn what was counted.
     network.checkpoint();
