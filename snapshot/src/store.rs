@@ -150,18 +150,15 @@ impl Store {
         staging_dir::remove(&doomed)
     }
 
-    /// Removes the numbered checkpoints but the newest `keep`, of the VM's life `lineage` if one is given, and returns
-    /// where they were. Those that users named stay, and those that cannot be read, which count for nothing. What the
-    /// others have of those that go stays with them.
+    /// Of the numbered checkpoints that `is_meant` removes all but the newest `keep`, and returns where they were. Those
+    /// that users named stay, and those that cannot be read, which count for nothing. What the others have of those that
+    /// go stays with them.
     ///
     /// # Errors
     /// As [`Store::remove`], at the first that cannot be removed.
-    pub fn prune(&self, keep: usize, lineage: Option<Uuid>) -> Result<Vec<PathBuf>> {
-        let is_meant = |entry: &Entry| {
-            let meant = |manifest: &Manifest| lineage.is_none_or(|lineage| manifest.lineage == lineage);
-            entry.number.is_some() && entry.manifest.as_ref().is_ok_and(meant)
-        };
-        let mut old: Vec<PathBuf> = self.list()?.into_iter().filter(is_meant).map(|entry| entry.path).collect();
+    pub fn prune(&self, keep: usize, is_meant: impl Fn(&Manifest) -> bool) -> Result<Vec<PathBuf>> {
+        let counts = |entry: &Entry| entry.number.is_some() && entry.manifest.as_ref().is_ok_and(&is_meant);
+        let mut old: Vec<PathBuf> = self.list()?.into_iter().filter(counts).map(|entry| entry.path).collect();
         old.truncate(old.len().saturating_sub(keep));
         for path in &old {
             self.remove(&path.file_name().unwrap_or_default().to_string_lossy())?;

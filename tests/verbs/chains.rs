@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use ckvmm_tests::{
+    LIMIT,
     bare_metal::{self, Home},
     lines::{FAILED, USAGE, refused},
     process::Ckvmm,
@@ -67,6 +68,29 @@ fn prune_removes_the_oldest_and_breaks_nothing() {
     vm.kill9();
     let mut vm = home.restore(Path::new(&next), &["--work", "w"]);
     bare_metal::goes_on(&mut vm);
+}
+
+#[test]
+fn keep_of_a_clone_removes_no_other_s() {
+    let home = Home::new();
+    let mut config = bare_metal::config("job=write");
+    config["checkpoint"]["keep"] = 1.into();
+    let vm = home.boot(&config);
+    let image = bare_metal::checkpoint(&vm);
+    vm.kill9();
+    let mut clones = ["a", "b"].map(|name| {
+        let mut vm = home.restore(&image, &["--work", name, "--set", &format!("name={name}")]);
+        bare_metal::goes_on(&mut vm);
+        vm
+    });
+    for name in ["a", "b", "a", "b"] {
+        home.ok(["checkpoint", name]);
+    }
+    for vm in &mut clones {
+        vm.type_line("q");
+        assert_eq!(vm.wait(LIMIT), 0, "which waits until all is removed that is to be");
+    }
+    assert_eq!(home.names("checkpoints"), ["000001", "000004", "000005", "latest"]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl Args {
         let store = super::list::open(&self.store)?;
         let keep = self.keep as usize;
         let of_networks = network::store::prune(&self.store, None, keep)?;
-        for path in Store::prune(&store, keep, None)?.into_iter().chain(of_networks) {
+        for path in Store::prune(&store, keep, |_| true)?.into_iter().chain(of_networks) {
             output::print(&path.display().to_string())?;
         }
         Ok(ExitStatus::Success)

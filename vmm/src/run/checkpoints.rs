@@ -251,6 +251,7 @@ impl Session {
     /// Has those removed that are one too many.
     fn prune(&self) {
         let Some(keep) = self.config.checkpoint.keep else { return };
-        self.finisher.prune(self.store.clone(), keep as usize, self.origin.lineage);
+        let name = self.config.name.clone();
+        self.finisher.prune(self.store.clone(), keep as usize, self.origin.lineage, name);
     }
 }

@@ -94,7 +94,7 @@ fn is_sound(verification: &Verification, progress: &Progress) -> Result<()> {
 #[derive(Debug)]
 enum Work {
     Finish(Box<Unfinished>),
-    Prune { store: Store, keep: usize, lineage: Uuid },
+    Prune { store: Store, keep: usize, lineage: Uuid, name: Id },
     LetGo(Box<dyn Any + Send>),
 }
 
@@ -115,7 +115,7 @@ impl Finisher {
                 match work {
                     // A main loop that has ended needs no word of it.
                     Work::Finish(unfinished) => drop(events.send(Event::Checkpoint(Box::new(unfinished.finish())))),
-                    Work::Prune { store, keep, lineage } => prune(&store, keep, lineage),
+                    Work::Prune { store, keep, lineage, name } => prune(&store, keep, lineage, &name),
                     Work::LetGo(files) => drop(files),
                 }
             }
@@ -129,10 +129,10 @@ impl Finisher {
         self.hand_over(Work::Finish(Box::new(unfinished)));
     }
 
-    /// Removes the oldest numbered checkpoints of the VM's life `lineage` beyond `keep`. To give back the room of a large
-    /// one takes time, for which nobody waits.
-    pub(super) fn prune(&self, store: Store, keep: usize, lineage: Uuid) {
-        self.hand_over(Work::Prune { store, keep, lineage });
+    /// Removes the oldest numbered checkpoints beyond `keep` that the VM `name` has made in its life `lineage`. To give
+    /// back the room of a large one takes time, for which nobody waits.
+    pub(super) fn prune(&self, store: Store, keep: usize, lineage: Uuid, name: Id) {
+        self.hand_over(Work::Prune { store, keep, lineage, name });
     }
 
     /// Closes files of an image. It may have been removed: then the room that it took is given back by this.
@@ -155,9 +155,10 @@ impl Drop for Finisher {
     }
 }
 
-/// That one cannot be removed is no reason to disturb the guest.
-fn prune(store: &Store, keep: usize, lineage: Uuid) {
-    if let Err(error) = store.prune(keep, Some(lineage)) {
+/// A clone has the lineage of whoever it was cloned from, and another name: what it has made is its own. That one
+/// cannot be removed is no reason to disturb the guest.
+fn prune(store: &Store, keep: usize, lineage: Uuid, name: &str) {
+    if let Err(error) = store.prune(keep, |manifest| manifest.lineage == lineage && manifest.name == name) {
         say(&format!("old checkpoints cannot be removed: {error}"));
     }
 }
