@@ -212,6 +212,24 @@ fn a_work_directory_that_holds_disks() {
 }
 
 #[test]
+fn a_work_directory_that_holds_a_disk_that_is_not_captured() {
+    let home = Home::new();
+    let mut config = bare_metal::with_disk(bare_metal::config("job=write"), home.path(), 1 << 20);
+    config["disks"][0]["capture"] = false.into();
+    let vm = home.boot(&config);
+    let image = bare_metal::checkpoint(&vm);
+    vm.kill9();
+    let mut vm = home.restore(&image, &["--work", "w"]);
+    bare_metal::goes_on(&mut vm);
+    vm.kill9();
+    let disk = home.join("w/disks/root.raw");
+    fs::write(&disk, "what the guest wrote").unwrap();
+    let again = home.run(["restore", image.to_str().unwrap(), "--work", "w"]);
+    refused(&again, USAGE, &["--work: ", "w/disks/root.raw", "give another directory"]);
+    assert_eq!(fs::read_to_string(&disk).unwrap(), "what the guest wrote", "nothing is lost");
+}
+
+#[test]
 fn a_work_directory_without_room() {
     if !mount::enter_namespace() {
         return;

@@ -8,7 +8,7 @@
 //! Invariants: a working copy has its name only when it is whole and the note beside it is its own, and nothing here
 //! ever replaces one that somebody did not ask to be replaced. The name is durable before the guest runs: what it
 //! flushes is found under it after a power loss, and not under a name that is swept. It is raw whatever it was made
-//! from, and never looked into to see what it is.
+//! from, and never looked into to see what it is. A restore makes all copies anew.
 
 use std::{
     fs,
@@ -98,40 +98,45 @@ pub fn for_boot(config: &VmConfig, state: &StateDir, fresh: bool) -> Result<Vec<
 /// A disk with the contents that its file has now.
 fn as_it_is(disk: &DiskConfig, state: &StateDir, fresh: bool) -> Result<Disk> {
     let base = Base::open(disk)?;
-    let path = match (disk.mode, disk.format) {
-        (DiskMode::Private, _) | (_, Some(DiskFormat::Qcow2)) => working_copy(disk, &base, state, fresh)?,
-        (DiskMode::Direct | DiskMode::ReadOnly, _) => disk.path.clone(),
-    };
+    let path = if needs_copy(disk) { working_copy(disk, &base, state, fresh)? } else { disk.path.clone() };
     Ok(Disk::new(disk, path))
 }
 
-/// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is.
+/// Whether the guest does not use the file itself.
+fn needs_copy(disk: &DiskConfig) -> bool {
+    disk.mode == DiskMode::Private || disk.format == Some(DiskFormat::Qcow2)
+}
+
+/// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is, and new ones of
+/// other disks that need one.
 ///
 /// # Errors
 /// If a copy cannot be made, or one is there already.
 pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result<Vec<Disk>> {
-    if let Some(path) = image.disk_ids().map(|id| state.disk(id)).find(|path| path.symlink_metadata().is_ok()) {
+    let is_captured = |disk: &DiskConfig| image.disk_ids().any(|id| id == &*disk.id);
+    let copy = |disk: &DiskConfig| (is_captured(disk) || needs_copy(disk)).then(|| state.disk(&disk.id));
+    if let Some(path) = config.disks.iter().filter_map(copy).find(|path| path.symlink_metadata().is_ok()) {
         let what = format!("there is a guest's disk already, {}", path.display());
         return Err(ConfigError::field("--work", what, "give another directory, or move that disk away").into());
     }
-    config
+    let disks = config
         .disks
         .iter()
-        .map(|disk| {
-            if !image.disk_ids().any(|id| id == &*disk.id) {
-                return as_it_is(disk, state, false);
-            }
-            let path = state.disk(&disk.id);
-            let unfinished = unfinished(&path);
-            remove_if_there(&unfinished)?;
-            image.materialise_disk(&disk.id, &unfinished)?;
-            rename_durably(&unfinished, &path)?;
-            // Its file is the guest's own now, to be written if it was.
-            let mode = if disk.mode == DiskMode::ReadOnly { DiskMode::ReadOnly } else { DiskMode::Private };
-            let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
-            Ok(Disk { mode, made_from, ..Disk::new(disk, path) })
-        })
-        .collect()
+        .map(|disk| if is_captured(disk) { as_it_was(disk, state, image) } else { as_it_is(disk, state, false) });
+    disks.collect()
+}
+
+/// A disk with the contents that `image` captured.
+fn as_it_was(disk: &DiskConfig, state: &StateDir, image: &Image) -> Result<Disk> {
+    let path = state.disk(&disk.id);
+    let unfinished = unfinished(&path);
+    remove_if_there(&unfinished)?;
+    image.materialise_disk(&disk.id, &unfinished)?;
+    rename_durably(&unfinished, &path)?;
+    // Its file is the guest's own now, to be written if it was.
+    let mode = if disk.mode == DiskMode::ReadOnly { DiskMode::ReadOnly } else { DiskMode::Private };
+    let made_from = image.disk_bytes(&disk.id).map(|bytes| (image.manifest().id, bytes));
+    Ok(Disk { mode, made_from, ..Disk::new(disk, path) })
 }
 
 fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -> Result<PathBuf> {
