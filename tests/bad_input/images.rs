@@ -230,6 +230,31 @@ fn a_work_directory_that_holds_a_disk_that_is_not_captured() {
 }
 
 #[test]
+fn a_restore_that_fails_leaves_no_disk() {
+    let home = Home::new();
+    let mut config = bare_metal::with_disk(bare_metal::config("job=write"), home.path(), 1 << 20);
+    let scratch = home.join("scratch.raw");
+    fs::write(&scratch, vec![7; 1 << 20]).unwrap();
+    let disks = config["disks"].as_array_mut().unwrap();
+    disks.push(serde_json::json!({ "id": "scratch", "path": scratch, "capture": false }));
+    let vm = home.boot(&config);
+    let image = bare_metal::checkpoint(&vm);
+    vm.kill9();
+    let restore = ["restore", image.to_str().unwrap(), "--work", "w"];
+    fs::rename(&scratch, home.join("elsewhere")).unwrap();
+    refused(&home.run(restore), USAGE, &["disks.scratch.path", "scratch.raw"]);
+    assert_eq!(home.names("w/disks"), [""; 0], "the disk before it");
+    fs::rename(home.join("elsewhere"), &scratch).unwrap();
+    let unusable = restore.into_iter().chain(["--set", "serial.file=no/such/place"]);
+    refused(&home.run(unusable), USAGE, &["serial.file", "no/such/place"]);
+    assert_eq!(home.names("w/disks"), [""; 0], "no machine was built");
+    let mut vm = home.restore(&image, &["--work", "w"]);
+    bare_metal::goes_on(&mut vm);
+    vm.kill9();
+    assert_eq!(home.names("w/disks"), ["root.raw", "scratch.base", "scratch.raw"], "a guest's stay");
+}
+
+#[test]
 fn a_work_directory_without_room() {
     if !mount::enter_namespace() {
         return;

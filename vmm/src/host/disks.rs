@@ -8,7 +8,8 @@
 //! Invariants: a working copy has its name only when it is whole and the note beside it is its own, and nothing here
 //! ever replaces one that somebody did not ask to be replaced. The name is durable before the guest runs: what it
 //! flushes is found under it after a power loss, and not under a name that is swept. It is raw whatever it was made
-//! from, and never looked into to see what it is. A restore makes all copies anew.
+//! from, and never looked into to see what it is. A restore makes all copies anew; those of a guest that does not come
+//! to be go again, while the state directory is locked.
 
 use std::{
     fs,
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// A disk and the file that holds it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Disk {
     /// Id in the configuration.
     pub id: String,
@@ -44,6 +45,24 @@ pub struct Disk {
     made_from: Option<(Uuid, u64)>,
     /// Opened once: a checkpoint may capture it across a reset of the guest.
     live: OnceLock<Arc<LiveDisk>>,
+    /// Its file, if it was made for a restore.
+    new: Option<NewCopy>,
+}
+
+/// A copy that is made for a guest that is not there yet. Unless it is kept it goes with this, and what there is of it.
+#[derive(Debug)]
+struct NewCopy {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Drop for NewCopy {
+    fn drop(&mut self) {
+        if !self.kept {
+            // One that stays is named by the next restore.
+            let _ = [&self.path, &note(&self.path), &unfinished(&self.path)].map(fs::remove_file);
+        }
+    }
 }
 
 impl Disk {
@@ -56,7 +75,13 @@ impl Disk {
             captured: config.is_captured(),
             made_from: None,
             live: OnceLock::new(),
+            new: None,
         }
+    }
+
+    /// The guest is there: its disk stays, however it ends.
+    pub fn keep(&mut self) {
+        self.new.iter_mut().for_each(|copy| copy.kept = true);
     }
 
     /// True if the file was made by ckvmm and outlives the VM.
@@ -108,7 +133,7 @@ fn needs_copy(disk: &DiskConfig) -> bool {
 }
 
 /// The disks of a VM that is restored: copies of what `image` captured, so that the image stays as it is, and new ones of
-/// other disks that need one.
+/// other disks that need one. Each copy goes with its [`Disk`] until that is [kept](Disk::keep).
 ///
 /// # Errors
 /// If a copy cannot be made, or one is there already.
@@ -119,10 +144,11 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
         let what = format!("there is a guest's disk already, {}", path.display());
         return Err(ConfigError::field("--work", what, "give another directory, or move that disk away").into());
     }
-    let disks = config
-        .disks
-        .iter()
-        .map(|disk| if is_captured(disk) { as_it_was(disk, state, image) } else { as_it_is(disk, state, false) });
+    let disks = config.disks.iter().map(|disk| {
+        let new = copy(disk).map(|path| NewCopy { path, kept: false });
+        let made = if is_captured(disk) { as_it_was(disk, state, image) } else { as_it_is(disk, state, false) };
+        Ok(Disk { new, ..made? })
+    });
     disks.collect()
 }
 
@@ -141,7 +167,7 @@ fn as_it_was(disk: &DiskConfig, state: &StateDir, image: &Image) -> Result<Disk>
 
 fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -> Result<PathBuf> {
     let path = state.disk(&disk.id);
-    let note = path.with_extension("base");
+    let note = note(&path);
     let origin = base.describe().map_err(Error::os("measuring a disk"))?;
     if !fresh && path.try_exists().map_err(Error::os("looking for a working copy"))? {
         let unchanged = fs::read_to_string(&note).is_ok_and(|noted| noted == origin);
@@ -151,6 +177,11 @@ fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -
     let copy = NotedCopy { path: &path, unfinished: &unfinished(&path), note: &note };
     copy.make(|unfinished| base.write_out(unfinished), &origin)?;
     Ok(path)
+}
+
+/// What a working copy was made from.
+fn note(path: &Path) -> PathBuf {
+    path.with_extension("base")
 }
 
 /// What a disk is called until it is whole.

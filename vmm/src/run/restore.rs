@@ -48,9 +48,6 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let directory = options.work.unwrap_or_else(|| new_directory(&config));
     let state = StateDir::open(&directory)?;
     let disks = disks::for_restore(&config, &state, &image)?;
-    for disk in disks.iter().filter(|disk| disk.is_working_copy()) {
-        say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
-    }
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket, signals)?;
     session.join(invitation, Some(&image))?;
@@ -65,6 +62,10 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     session.history = History::restored(Instant::now());
     if !options.verify_full {
         session.verification = Verification::begin(image, Arc::clone(&session.verified), session.sender.clone())?;
+    }
+    for disk in session.disks.iter_mut().filter(|disk| disk.is_working_copy()) {
+        disk.keep();
+        say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
     }
     session.run(machine, !options.no_reboot, options.paused)
 }

@@ -75,8 +75,9 @@ pub(super) struct Origin {
 /// A VM without its machine.
 pub(super) struct Session {
     pub(super) config: VmConfig,
-    pub(super) state: StateDir,
+    /// Before `state`: copies that go with them go while that is locked.
     pub(super) disks: Vec<Disk>,
+    pub(super) state: StateDir,
     pub(super) store: Store,
     pub(super) origin: Origin,
     pub(super) shared: Arc<Shared>,
