@@ -161,13 +161,20 @@ impl LargeFile {
 /// Digests chunks of a file that has layers.
 pub(crate) struct LayeredReader<'a> {
     from: &'a LargeFile,
+    /// The checkpoint that holds all layers but the first, if a new one is to build on it.
+    base: Option<&'a Path>,
     digester: ChunkDigester,
     buffer: Vec<u8>,
 }
 
 impl<'a> LayeredReader<'a> {
     pub(crate) fn new(from: &'a LargeFile) -> Self {
-        LayeredReader { from, digester: ChunkDigester::new(), buffer: vec![0; PIECE_BYTES] }
+        LayeredReader { from, base: None, digester: ChunkDigester::new(), buffer: vec![0; PIECE_BYTES] }
+    }
+
+    /// Of a file that builds on the checkpoint `base`: if that cannot be read, it is an [`Error::Base`].
+    pub(crate) fn over(from: &'a LargeFile, base: &'a Path) -> Self {
+        LayeredReader { base: Some(base), ..LayeredReader::new(from) }
     }
 
     /// What the chunk `range` holds.
@@ -177,7 +184,12 @@ impl<'a> LayeredReader<'a> {
             let mut at = run.start;
             while at < run.end {
                 let piece = &mut self.buffer[..(run.end - at).min(PIECE_BYTES as u64) as usize];
-                files::read_at(file, path, piece, at)?;
+                match self.base.filter(|_| layer > 0) {
+                    Some(base) => file
+                        .read_exact_at(piece, at)
+                        .map_err(|source| Error::Base { path: base.to_path_buf(), source })?,
+                    None => files::read_at(file, path, piece, at)?,
+                }
                 self.digester.piece(piece);
                 at += piece.len() as u64;
             }

@@ -278,6 +278,25 @@ fn what_cannot_be_linked_cannot_be_built_on() {
 }
 
 #[test]
+fn a_base_whose_disk_cannot_be_read_is_an_error_of_the_base() {
+    let store = tempfile::tempdir().expect("directory");
+    let mut guest = Guest::new();
+    guest.write_disk(0, &vec![8; DISK as usize]);
+    guest.checkpoint(&store.path().join("a"), Mode::Stop);
+    let cut_off = fs::OpenOptions::new().write(true).open(store.path().join("a/disks/root")).expect("open");
+    cut_off.set_len(CHUNK / 2).expect("shorter");
+    for to in ["b", "c"] {
+        guest.write_disk(0, b"a chunk of which the base has the rest");
+        let mut staged = guest.begin(&store.path().join(to)).expect("builds on the first");
+        let error = guest.capture(&mut staged, Mode::Stop).expect_err("the rest cannot be read");
+        assert!(matches!(&error, Error::Base { path, .. } if *path == store.path().join("a")), "{error}");
+    }
+    guest.base = None;
+    guest.checkpoint(&store.path().join("d"), Mode::Stop);
+    is(&store.path().join("d"), &guest.ram, &guest.sectors);
+}
+
+#[test]
 fn a_layer_that_is_missing_short_or_another_one_is_named() {
     let store = tempfile::tempdir().expect("directory");
     let mut guest = Guest::new();

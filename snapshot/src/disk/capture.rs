@@ -115,9 +115,9 @@ impl Capture {
     }
 
     /// The file that the capture builds on, and the checkpoint that it is of.
-    pub(crate) fn base(&self) -> Option<(&LargeFile, Uuid)> {
+    pub(crate) fn base(&self) -> Option<(&LargeFile, &Image)> {
         let base = self.base.as_ref().filter(|_| lock(&self.work).wanted.is_some())?;
-        Some((base.file()?, base.image.manifest().id))
+        Some((base.file()?, &base.image))
     }
 
     /// What of each chunk is captured.

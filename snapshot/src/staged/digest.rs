@@ -11,9 +11,10 @@ use crate::progress::Progress;
 /// Digests a captured disk, as far as it was.
 pub(super) fn of(capture: &Capture, progress: &Progress) -> Result<(ChunkMap, Layers)> {
     let own = capture.file();
-    let Some((base, base_id)) = capture.base() else {
+    let Some((base, image)) = capture.base() else {
         return Ok((large::digest(own, capture.bytes(), progress)?, Layers::single()));
     };
+    let base_id = image.manifest().id;
     let mut changed = capture.changed();
     let rebase = |changed: &[Changed]| {
         let mut rebase = Rebase::new(&base.layers, base_id);
@@ -21,7 +22,7 @@ pub(super) fn of(capture: &Capture, progress: &Progress) -> Result<(ChunkMap, La
         rebase.finish()
     };
     let now = LargeFile::over(own, base, base_id, rebase(&changed))?;
-    let mut reader = LayeredReader::new(&now);
+    let mut reader = LayeredReader::over(&now, image.path());
     let mut map = ChunkMap::for_file(capture.bytes());
     for ((range, old), changed) in base.map.chunks().zip(&mut changed) {
         let chunk = if *changed == Changed::Nothing { old } else { reader.read(range.clone())? };
