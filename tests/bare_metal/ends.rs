@@ -81,12 +81,13 @@ fn a_panic_and_a_triple_fault_end_with_3_in_one_line() {
     }
 }
 
-/// An ELF whose code goes to where there is no RAM, by Linux' protocol, whose page tables map it.
-fn lost_kernel() -> Vec<u8> {
+/// An ELF that does what `first` says, and then goes to where there is no RAM, by Linux' protocol, whose page tables map
+/// it.
+pub(crate) fn lost_kernel(first: &[u8]) -> Vec<u8> {
     const AT: u64 = 0x20_0000;
     const HEADERS: u64 = 64 + 56;
     // mov eax, 0x20000000; jmp rax
-    const CODE: [u8; 7] = [0xb8, 0x00, 0x00, 0x00, 0x20, 0xff, 0xe0];
+    let code = [first, &[0xb8, 0x00, 0x00, 0x00, 0x20, 0xff, 0xe0]].concat();
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
     put(&[2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version
@@ -98,10 +99,10 @@ fn lost_kernel() -> Vec<u8> {
     put(&0u64.to_le_bytes()); // from the file's beginning
     put(&AT.to_le_bytes());
     put(&AT.to_le_bytes());
-    put(&(HEADERS + CODE.len() as u64).to_le_bytes());
-    put(&(HEADERS + CODE.len() as u64).to_le_bytes());
+    put(&(HEADERS + code.len() as u64).to_le_bytes());
+    put(&(HEADERS + code.len() as u64).to_le_bytes());
     put(&4096u64.to_le_bytes());
-    put(&CODE);
+    put(&code);
     elf
 }
 
@@ -112,7 +113,7 @@ fn an_exit_that_nobody_knows_ends_in_one_line_with_the_registers() {
     }
     let home = Home::in_memory();
     let kernel = home.join("lost.elf");
-    fs::write(&kernel, lost_kernel()).expect("it can be written");
+    fs::write(&kernel, lost_kernel(&[])).expect("it can be written");
     let mut config = guest::config("linux", "16MiB", "");
     config["kernel"]["image"] = kernel.to_str().into();
     let Output { status, stderr, .. } = home.boot_to_its_end(&config, &[]);

@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{guest, picture};
+use crate::{ends, guest, picture};
 
 /// RAM that takes long enough to write for a test to find its writer.
 const JOB: &str = "job=write seed=3 mib=256 hot=16";
@@ -159,6 +159,57 @@ fn a_vm_that_ends_waits_for_its_checkpoint_unless_it_is_asked_again() {
             picture::check(&home.checkpoint(1));
         }
     }
+}
+
+#[test]
+fn a_guest_that_does_not_power_off_in_time_leaves_the_checkpoint_that_is_being_written() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut config = guest::config("linux", "320MiB", JOB);
+    config["stop_timeout"] = "100ms".into();
+    let mut vm = home.boot(&config);
+    let writer = Stopped::begin(&vm);
+    vm.signal(Signal::SIGTERM);
+    vm.messages.expect("did not power off within", LIMIT);
+    vm.messages.expect("the checkpoint is still being written", LIMIT);
+    drop(writer);
+    assert_eq!(vm.wait(LIMIT), 1);
+    picture::check(&home.checkpoint(1));
+}
+
+/// Writes to 128 MiB of RAM, says `.`, and waits until somebody types.
+const FILLS_AND_WAITS: [u8; 37] = [
+    0xbf, 0x00, 0x00, 0x00, 0x01, // mov edi, 16 MiB
+    0xb9, 0x00, 0x00, 0x00, 0x01, // mov ecx, 16 Mi
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0xf3, 0x48, 0xab, // rep stosq
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x2e, 0xee, // mov al, '.'; out dx, al
+    0xb0, 0x0a, 0xee, // mov al, 10; out dx, al
+    0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
+    0xec, 0xa8, 0x01, 0x74, 0xfb, // in al, dx; test al, 1; jz to the in
+];
+
+#[test]
+fn a_guest_that_kvm_cannot_run_on_leaves_the_checkpoint_that_is_being_written() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let kernel = home.join("lost.elf");
+    fs::write(&kernel, ends::lost_kernel(&FILLS_AND_WAITS)).expect("it can be written");
+    let mut config = guest::config("linux", "192MiB", "");
+    config["kernel"]["image"] = kernel.to_str().into();
+    let mut vm = home.start(&config, &[]);
+    vm.console.expect(".", LIMIT);
+    let writer = Stopped::begin(&vm);
+    vm.type_bytes(b"x");
+    vm.messages.expect("the checkpoint is still being written", LIMIT);
+    drop(writer);
+    assert_eq!(vm.wait(LIMIT), 1);
+    home.ok(["verify", home.checkpoint(1).to_str().expect("UTF-8")]);
 }
 
 #[test]

@@ -223,16 +223,15 @@ impl Session {
     }
 
     /// The VM has ended: a checkpoint that is still being written becomes one, unless the VM's end was forced, or is
-    /// now.
+    /// now, or what the guest ran from is damaged.
     pub(super) fn finish_writing(&mut self, ended: &Result<ExitStatus>) {
         if !self.writing {
             return;
         }
-        match ended {
-            Ok(ExitStatus::Success | ExitStatus::GuestCrashed) => {
-                say("the checkpoint is still being written; ask again to stop, and it is given up");
-            }
-            _ => self.shared.operations().cancel_running(),
+        if self.gives_up || matches!(ended, Err(Error::Corrupt { .. })) {
+            self.shared.operations().cancel_running();
+        } else {
+            say("the checkpoint is still being written; ask again to stop, and it is given up");
         }
         while self.writing {
             // This session holds a sender: there is always a next event, of the finisher if of nobody else.

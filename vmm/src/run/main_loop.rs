@@ -71,7 +71,7 @@ impl Session {
         self.shared.set_state(VmState::Stopping);
         let left = self.leave_network(&ended);
         // Of a cut that is open here nothing comes any more.
-        self.network = None;
+        self.gives_up |= self.network.take().is_some();
         self.finish_writing(&ended);
         let ended = self.verification.judge(ended, &self.events);
         if let Some(left) = left {
@@ -164,7 +164,7 @@ impl Life<'_> {
             Event::Machine(_, event) => self.machine_event(event),
             Event::Request(request) => self.request(request),
             Event::Signal(asked) => self.signal(asked),
-            Event::Leave => Ok(Next::End(ExitStatus::Failed)),
+            Event::Leave => Ok(self.end_now()),
             Event::Checkpoint(finished) => self.checkpointed(*finished),
             Event::Network(event) => self.network(event),
             Event::Corrupt(line) => {
@@ -204,7 +204,7 @@ impl Life<'_> {
             }
             Command::Pause => (self.pause().map_err(failed), Next::Continue),
             Command::Resume => (self.resume().map_err(failed), Next::Continue),
-            Command::PowerOff { force: true } => (Ok(()), Next::End(ExitStatus::Failed)),
+            Command::PowerOff { force: true } => (Ok(()), self.end_now()),
             Command::PowerOff { force: false } => (self.press_power_button().map_err(failed), Next::Continue),
             Command::Checkpoint { operation, .. } if self.session.network.is_some() => {
                 self.refuses_alone(Some(operation));
@@ -223,7 +223,7 @@ impl Life<'_> {
             // Asked twice: whoever asks does not want to wait.
             Asked::PowerOff if self.deadline.is_some() => {
                 say("asked again to stop: the guest is ended");
-                return Ok(Next::End(ExitStatus::Failed));
+                return Ok(self.end_now());
             }
             Asked::PowerOff => self.press_power_button()?,
             _ if self.is_ending() => say("checkpoint: the VM is ending; there is nothing left to capture"),
@@ -231,6 +231,12 @@ impl Life<'_> {
             Asked::CheckpointAndStop => return self.checkpoint_now(true),
         }
         Ok(Next::Continue)
+    }
+
+    /// Whoever asks does not want to wait.
+    fn end_now(&mut self) -> Next {
+        self.session.gives_up = true;
+        Next::End(ExitStatus::Failed)
     }
 
     /// The guest was asked to power off.

@@ -171,9 +171,9 @@ impl Session {
     /// The guest has ended: its links close in order, and the network goes on without it. Of a cut that it has taken it
     /// is a part, as a machine that ran: that is completed first, unless the end was forced, or is now.
     pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) -> Option<LeftNote> {
-        let (Some(member), Ok(status)) = (&self.network, ended) else { return None };
+        let (Some(member), Ok(_)) = (&self.network, ended) else { return None };
         member.close_links();
-        if matches!(status, ExitStatus::Success | ExitStatus::GuestCrashed) {
+        if !self.gives_up {
             member.attend();
             self.complete_cut();
         }
@@ -195,6 +195,7 @@ impl Session {
                 }
                 Ok(event) => {
                     if ends_now(event) {
+                        self.gives_up = true;
                         return;
                     }
                 }

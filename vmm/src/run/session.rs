@@ -101,6 +101,8 @@ pub(super) struct Session {
     pub(super) writing: bool,
     /// After the checkpoint that is being made one more, with which the VM ends.
     pub(super) then_stop: bool,
+    /// A checkpoint that is being made when the VM ends is given up.
+    pub(super) gives_up: bool,
     /// Last: its end is waited for, and it may wait for what has an end here.
     pub(super) finisher: Finisher,
 }
@@ -147,6 +149,7 @@ impl Session {
             network: None,
             writing: false,
             then_stop: false,
+            gives_up: false,
         })
     }
 
