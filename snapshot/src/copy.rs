@@ -51,7 +51,7 @@ pub fn write_file<E: From<Error>>(
 /// [`Error::Io`](crate::Error::Io) and others of the file system.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     files::rename(from, to)?;
-    files::sync_dir(directory_of(to))
+    files::sync_dir(files::directory_of(to))
 }
 
 /// The working copy of a file, and a note beside it that says what it was made from.
@@ -83,14 +83,14 @@ impl NotedCopy<'_> {
     fn name(&self, text: &str) -> Result<()> {
         if remove_if_there(self.path)? {
             // Or the old copy might come back beside the new note.
-            files::sync_dir(directory_of(self.path))?;
+            files::sync_dir(files::directory_of(self.path))?;
         }
         remove_if_there(self.note)?;
         let note = files::create(self.note)?;
         let written = files::write_at(&note, text.as_bytes(), 0);
         written.map_err(|source| Error::io_wanting(self.note, "write it", text.len() as u64, source))?;
         files::sync(&note, self.note)?;
-        files::sync_dir(directory_of(self.note))?;
+        files::sync_dir(files::directory_of(self.note))?;
         rename_durably(self.unfinished, self.path)
     }
 }
@@ -101,10 +101,6 @@ fn remove_if_there(path: &Path) -> Result<bool> {
         Err(error) if error.is_not_found() => Ok(false),
         other => other.map(|()| true),
     }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn make(from: Named<'_>, bytes: u64, to: &Path, settle: impl FnOnce(&File) -> Result<()>) -> Result<CopyMethod> {

@@ -28,10 +28,45 @@ fn perform<T>(_change: Change<'_>, operation: impl FnOnce() -> io::Result<T>) ->
     operation()
 }
 
+/// Makes a directory that only its owner can use. Its name is durable when this returns: what is flushed to files in it
+/// is found after a power loss.
+///
+/// # Errors
+/// Those of mkdir(2) and fsync(2), for the caller to say what the directory is.
+pub fn make_dir(path: &Path) -> io::Result<()> {
+    mkdir(path)?;
+    sync_names(directory_of(path))
+}
+
+/// [`make_dir`] for those above that are missing too. One that is there already stays as it is.
+///
+/// # Errors
+/// As there.
+pub fn make_dirs(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_dirs(directory_of(path))?;
+    match make_dir(path) {
+        // Somebody was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// The directory that has the name `path`.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes a directory that only its owner can use.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    mkdir(path).map_err(|source| Error::io(path, "make the directory", source))
+}
+
+#[expect(clippy::disallowed_methods, reason = "who calls it sees to the name")]
+fn mkdir(path: &Path) -> io::Result<()> {
     perform(Change::MakeDirectory(path), || DirBuilder::new().mode(0o700).create(path))
-        .map_err(|source| Error::io(path, "make the directory", source))
 }
 
 /// Makes an empty file that only its owner can use, open for reading and writing.
@@ -127,18 +162,21 @@ pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
 
 /// Waits until the names in a directory are durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    let directory = open_dir(path)?;
+    sync_names(path).map_err(|source| Error::io(path, "make its entries durable", source))
+}
+
+fn sync_names(path: &Path) -> io::Result<()> {
+    let directory = open_names(path)?;
     perform(Change::SyncDirectory(path), || retry(|| directory.sync_all()))
-        .map_err(|source| Error::io(path, "make its entries durable", source))
 }
 
 /// Opens a directory, following a symbolic link to it.
 pub(crate) fn open_dir(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(path)
-        .map_err(|source| Error::io(path, "open the directory", source))
+    open_names(path).map_err(|source| Error::io(path, "open the directory", source))
+}
+
+fn open_names(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
 }
 
 /// Renames within a directory, replacing what had the name.
@@ -232,6 +270,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{Fault, with};
 
     #[test]
     fn a_directory_is_where_it_is_and_nowhere_else() {
@@ -248,6 +287,20 @@ mod tests {
         symlink(&other, &path).expect("symlink");
         assert!(!is_at(&open, &path), "a link to it is not it");
         assert!(is_at(&open, &other));
+    }
+
+    #[test]
+    fn the_name_of_a_directory_that_was_made_is_durable() {
+        let above = tempfile::tempdir().expect("directory");
+        let (a, b) = (above.path().join("a"), above.path().join("a/b"));
+        let (made, steps) = with(Fault::None, || make_dirs(&b));
+        made.expect("makes both");
+        let operations: Vec<_> = steps.iter().map(|step| (step.operation, step.path.as_path())).collect();
+        assert_eq!(operations, [("mkdir", &*a), ("sync_dir", above.path()), ("mkdir", &b), ("sync_dir", &a)]);
+        let (made, steps) = with(Fault::None, || make_dirs(&b));
+        made.expect("it is there");
+        assert_eq!(steps, []);
+        assert_eq!(make_dir(&b).expect_err("it is there").kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]

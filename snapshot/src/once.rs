@@ -22,7 +22,7 @@ use crate::staged::write_all;
 /// [`Error::NoSpace`], [`Error::Io`] and others of the file system. The file may then have come to exist: only reading
 /// it, or writing it again, tells.
 pub fn write_once(path: &Path, bytes: &[u8]) -> Result<bool> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = files::directory_of(path);
     if path.symlink_metadata().is_ok() {
         files::sync_dir(parent)?;
         return Ok(false);

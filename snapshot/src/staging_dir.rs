@@ -23,13 +23,10 @@ pub(crate) fn make_parent(parent: &Path) -> Result<()> {
         }
         Err(source) => return Err(Error::io(parent, "look at it", source)),
     }
-    let above = parent.parent().filter(|above| above.is_dir());
-    let above = above.ok_or_else(|| refuse(parent, "it does not exist, nor does the directory above"))?;
-    match files::create_dir(parent) {
-        Err(Error::Exists { .. }) if parent.is_dir() => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => files::sync_dir(above),
+    if !parent.parent().is_some_and(Path::is_dir) {
+        return Err(refuse(parent, "it does not exist, nor does the directory above"));
     }
+    files::make_dirs(parent).map_err(|source| Error::io(parent, "make the directory", source))
 }
 
 /// Removes a directory with all that is in it, the manifest first: what has one is whole for as long as it has it.

@@ -201,6 +201,7 @@ fn listen_privately(path: &Path) -> Result<UnixListener, SocketError> {
 }
 
 /// Makes `dir` with mode 0700, or sees that it is ours alone: anybody can make names in /tmp.
+#[expect(clippy::disallowed_methods, reason = "sockets are gone after a power loss, too")]
 fn make_private_dir(dir: &Path) -> Result<(), SocketError> {
     let io = |what| move |source: io::Error| SocketError::Io { path: dir.to_owned(), what, source };
     match fs::DirBuilder::new().mode(0o700).create(dir) {

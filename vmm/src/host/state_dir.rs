@@ -1,14 +1,17 @@
 //! A VM's state directory: `lock`, `log`, `console.log`, `disks/`, `checkpoints/`. Private to its owner.
 //!
 //! Invariant: whoever holds a [`StateDir`] is the only VM that runs on it, on this host: `lock` is held by flock(2)
-//! until the process ends, however it ends.
+//! until the process ends, however it ends. What is flushed to files in it is found after a power loss: the directories'
+//! names are durable.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+use ckvmm_snapshot::make_dir;
 
 use super::lock;
 use crate::error::{Error, Result};
@@ -93,7 +96,7 @@ fn make_private(path: &Path) -> Result<()> {
         what: "the state directory cannot be made there; give another one with --state (or --work)",
         source,
     };
-    match DirBuilder::new().mode(0o700).create(path) {
+    match make_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             if fs::metadata(path).map_err(failed)?.is_dir() {

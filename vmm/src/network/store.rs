@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use ckvmm_net::Colour;
 use ckvmm_net::coordinator::Decision;
-use ckvmm_snapshot::{Store, write_once};
+use ckvmm_snapshot::{Store, make_dirs, write_once};
 use uuid::Uuid;
 
 use super::manifest::{ABORT, Manifest, NAME};
@@ -57,7 +57,7 @@ impl NetStore {
     pub fn open(path: &Path) -> Result<NetStore> {
         let failed =
             |source| io_error(path, "cannot hold checkpoints; mend that, or give another checkpoint.dir", source);
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        make_dirs(path).map_err(failed)?;
         let lock = lock(&path.join(LOCK))?;
         let mut store = NetStore { path: path.into(), before: 0, lock };
         store.begin_life().map_err(failed)?;
@@ -152,6 +152,7 @@ impl NetStore {
     ///
     /// # Errors
     /// It cannot be, or something else has its number: the next cut has another one.
+    #[expect(clippy::disallowed_methods, reason = "its name is made durable when the number is noted")]
     pub fn begin(&self, cut: Colour) -> Result<bool> {
         let dir = self.directory(cut);
         let failed = |source| io_error(&dir, "cannot be made; make room, or mend the file system", source);

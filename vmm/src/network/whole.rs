@@ -2,12 +2,10 @@
 //!
 //! Invariant: the network's manifest has been compared with its seal, and each VM's with the digest that stands in it.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use ckvmm_snapshot::{Image, Progress, write_once};
+use ckvmm_snapshot::{Image, Progress, make_dir, write_once};
 
 use super::manifest::{self, Manifest, NAME};
 
@@ -82,7 +80,7 @@ impl Whole {
     /// It is damaged, or there is no room; then there is no manifest there, and so no checkpoint.
     pub fn flatten(&self, to: &Path, progress: &Progress) -> anyhow::Result<PathBuf> {
         let cannot = || format!("{}: cannot be made; name a directory that does not exist", to.display());
-        DirBuilder::new().mode(0o700).create(to).with_context(cannot)?;
+        make_dir(to).with_context(cannot)?;
         let to = to.canonicalize().with_context(cannot)?;
         let mut manifest = self.manifest.clone();
         for part in &self.parts {

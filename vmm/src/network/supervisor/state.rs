@@ -8,9 +8,11 @@
 //! Invariant: a network begins only where no VM of another one runs, supervised or not: what it writes here, and what it
 //! sweeps from among the checkpoints, whoever takes that one over needs.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use ckvmm_snapshot::make_dirs;
 
 use crate::error::{Error, Result};
 use crate::host;
@@ -49,8 +51,7 @@ pub(super) fn open_without_vms(path: &Path) -> Result<(PathBuf, File)> {
 
 pub(super) fn make_dir(path: &Path) -> Result<()> {
     let what = "the state directory cannot be made there; give another one with --state";
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| Error::Io { path: path.into(), what, source })
+    make_dirs(path).map_err(|source| Error::Io { path: path.into(), what, source })
 }
 
 #[cfg(test)]
