@@ -2,7 +2,8 @@
 
 use std::{fs, process::Output};
 
-use ckvmm_tests::{LIMIT, bare_metal::Home};
+use ckvmm_tests::{LIMIT, api::wait_until, bare_metal::Home};
+use nix::sys::signal::Signal;
 
 use crate::guest::{self, PROTOCOLS};
 
@@ -63,6 +64,25 @@ fn a_reboot_starts_the_guest_again() {
         let (_, messages) = vm.kill9();
         assert!(messages.all().is_empty(), "{:?}", messages.all());
     }
+}
+
+#[test]
+fn who_asks_for_the_end_while_a_guest_reboots_asks_the_guest() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    // To read it takes a while, in which the next machine is being built.
+    let initrd = home.join("initrd");
+    fs::File::create(&initrd).and_then(|file| file.set_len(64 << 20)).expect("it can be made");
+    let mut config = guest::config("linux", "128MiB", "job=reboot via=acpi");
+    config["kernel"]["initrd"] = initrd.to_str().into();
+    let mut vm = home.start(&config, &[]);
+    vm.console.expect("CKVMM reboot", LIMIT);
+    wait_until("it starts again", || (home.api().vm()["state"] == "starting").then_some(()));
+    vm.signal(Signal::SIGTERM);
+    assert_eq!(vm.wait(LIMIT), 0, "it takes no notice, and its next reset is its end: {:?}", vm.messages.all());
+    assert!(vm.messages.all().is_empty(), "{:?}", vm.messages.all());
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn lock(taker: &Mutex<Taker>) -> MutexGuard<'_, Taker> {
 }
 
 /// Ends a VM that does not run yet.
-pub fn end_the_start() -> ! {
+fn end_the_start() -> ! {
     terminal::say("asked to stop while the VM was still starting; nothing of it is lost");
     exit_now(1)
 }

@@ -10,14 +10,14 @@ use ckvmm_devices::PowerEvent;
 use super::{
     checkpoints::Wanted,
     moving::Move,
-    session::{Event, Loaded, Session},
+    session::{Event, Loaded, Session, deliver},
 };
 use crate::{
     cli::ExitStatus,
     control::{Command, CommandError, Outcome, Request, VmState},
     error::{Error, Result},
     host::{
-        signals::Asked,
+        signals::{Asked, Signals},
         terminal::{RawTerminal, say},
     },
     machine::{Machine, events::MachineEvent},
@@ -57,7 +57,8 @@ pub(super) struct Life<'a> {
 
 impl Session {
     /// Runs the machine, and after each reset of the guest another one, until the VM ends.
-    pub(super) fn run(mut self, machine: Machine, reboots: bool, paused: bool) -> Result<ExitStatus> {
+    pub(super) fn run(mut self, signals: Signals, machine: Machine, reboots: bool, paused: bool) -> Result<ExitStatus> {
+        deliver(signals, &self.shared, &self.sender);
         let terminal = RawTerminal::enter();
         if terminal.is_some() {
             say("the guest has this terminal; Ctrl-A x ends it");

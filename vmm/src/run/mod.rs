@@ -49,10 +49,10 @@ pub fn boot(options: BootOptions) -> Result<ExitStatus> {
     let state = StateDir::open(&directory)?;
     let disks = disks::for_boot(&config, &state, options.fresh)?;
     let origin = Origin { lineage: Uuid::new_v4(), parent: None };
-    let mut session = Session::open(config, state, disks, origin, socket, signals)?;
+    let mut session = Session::open(config, state, disks, origin, socket)?;
     session.join(invitation, None)?;
     let machine = session.boot_machine(loaded)?;
-    session.run(machine, !options.no_reboot, false)
+    session.run(signals, machine, !options.no_reboot, false)
 }
 
 /// `NAME.ckvmm` in the directory of the configuration.

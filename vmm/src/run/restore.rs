@@ -49,7 +49,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let state = StateDir::open(&directory)?;
     let disks = disks::for_restore(&config, &state, &image)?;
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
-    let mut session = Session::open(config, state, disks, origin, socket, signals)?;
+    let mut session = Session::open(config, state, disks, origin, socket)?;
     session.join(invitation, Some(&image))?;
     let mut machine = session.build_machine(ram)?;
     let policy = match options.clock {
@@ -67,7 +67,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         disk.keep();
         say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
     }
-    session.run(machine, !options.no_reboot, options.paused)
+    session.run(signals, machine, !options.no_reboot, options.paused)
 }
 
 /// The configuration of the image with `--set` applied.

@@ -24,12 +24,12 @@ use crate::{
     arch::boot_cpu::Entry,
     boot::{self, Shape},
     config::{ConfigError, NicConfig, Uplink, VmConfig},
-    control::{CommandError, Control, Request, Shared, VmState},
+    control::{CommandError, Control, Request, Shared},
     error::Result,
     host::{
         console::Console,
         disks::Disk,
-        signals::{self, Asked, Signals},
+        signals::{Asked, Signals},
         state_dir::StateDir,
         terminal::{keep_log, say},
     },
@@ -108,14 +108,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins to listen: to the API, to signals.
+    /// Begins to listen to the API.
     pub(super) fn open(
         config: VmConfig,
         state: StateDir,
         disks: Vec<Disk>,
         origin: Origin,
         socket: BoundSocket,
-        signals: Signals,
     ) -> Result<Self> {
         keep_log(&state.log())?;
         let (sender, events) = mpsc::channel();
@@ -124,7 +123,6 @@ impl Session {
         let requests = sender.clone();
         let send = move |request| requests.send(Event::Request(request)).map_err(|_| CommandError::Gone);
         let server = Server::start(socket, Control::new(Arc::clone(&shared), send))?;
-        deliver(signals, &shared, &sender);
         let store = Store::new(config.checkpoint.dir.clone().unwrap_or_else(|| state.checkpoints()));
         sweep(&store);
         let finisher = Finisher::start(sender.clone())?;
@@ -254,11 +252,12 @@ pub(super) fn sweep(store: &Store) {
     }
 }
 
-fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) {
+/// Has signals delivered to the main loop. Until this is called whoever asks for the end has it at once: afterwards there
+/// is a guest to lose, also while it reboots, and what is made for it.
+pub(super) fn deliver(signals: Signals, shared: &Arc<Shared>, sender: &Sender<Event>) {
     let (shared, sender) = (Arc::clone(shared), sender.clone());
     let asked_before = AtomicBool::new(false);
     signals.deliver(move |asked| match asked {
-        Asked::PowerOff if shared.state() == VmState::Starting => signals::end_the_start(),
         Asked::PowerOff => {
             match shared.operations().held() {
                 None => {}
