@@ -3,9 +3,10 @@
 //!
 //! Invariant: a client that says nothing, or too much, costs a thread and no more.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
@@ -149,6 +150,27 @@ fn states_here() -> anyhow::Result<Vec<PathBuf>> {
 
 /// A socket's address is short; a path by way of an open directory is, too.
 fn at<T>(state: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    let dir = File::open(state)?;
+    // What is no directory is not opened: a FIFO would be waited for.
+    let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(state)?;
     make(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(SOCKET))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn a_fifo_among_what_may_be_state_directories_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let (done, opened) = mpsc::channel();
+        thread::spawn(move || done.send(at(&fifo, |path| UnixStream::connect(path)).is_ok()));
+        assert_eq!(opened.recv_timeout(Duration::from_secs(10)), Ok(false), "it waits for somebody who writes");
+    }
 }
