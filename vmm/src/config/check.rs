@@ -54,13 +54,15 @@ pub(crate) fn version(version: Option<&Value>) -> Checked {
     }
 }
 
-/// Refuses lists where objects belong: serde takes a list for a struct, field by field in their order.
-pub(super) fn shapes(root: &Value) -> Checked {
+/// Refuses what is no object at all, and lists where objects belong: serde takes a list for a struct, field by field in their order.
+pub(crate) fn shapes(root: &Value) -> Checked {
+    if !root.is_object() {
+        return Err(wrong("configuration", "", format!("{} does not fit", shown(root))));
+    }
     let object = |field: &str, pattern: &str, value: &Value| match value {
         Value::Array(_) => Err(wrong(field, pattern, format!("{} does not fit", shown(value)))),
         _ => Ok(()),
     };
-    object("configuration", "", root)?;
     for field in ["kernel", "checkpoint"] {
         object(field, field, &root[field])?;
     }

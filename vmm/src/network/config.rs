@@ -197,13 +197,16 @@ impl NetConfig {
         let Place { index, hosts, prefix, .. } = place;
         let (name, ip) = &hosts[index];
         let mac = mac_of(*ip);
+        // Before anything is changed in it: what is no object has no fields.
+        check::version(value.get("version"))?;
+        check::shapes(&value)?;
         let nic = plug(&mut value, mac)?;
         let vm = format!("{}-{name}", self.name);
         value["serial"] = json!({ "socket": console(&vm) });
         value["name"] = vm.into();
         // Where and when is the network's matter.
         if let Some(checkpoint) = value.get_mut("checkpoint").and_then(Value::as_object_mut) {
-            checkpoint.retain(|field, _| field == "mode");
+            checkpoint.retain(|field, _| !["dir", "every", "keep"].contains(&field.as_str()));
         }
         let line = value["kernel"]["cmdline"].as_str();
         let is_told = line.is_some_and(|line| line.contains(cmdline::PLACE));
@@ -214,8 +217,8 @@ impl NetConfig {
         }
         let wrong = |what: String| ConfigError::field("name", what, "give the nodes shorter names");
         let name = name.parse().map_err(wrong)?;
-        let nic = nic.parse().map_err(wrong)?;
         let vm = VmConfig::from_value(value, file.parent().unwrap_or(Path::new("")))?;
+        let nic = nic.parse().map_err(wrong)?;
         let seed = self.seed.unwrap_or(!vm.disks.is_empty());
         Ok(Node { name, nic, mac, ip: *ip, prefix, seed, is_told, vm })
     }
@@ -245,10 +248,12 @@ pub fn console(vm: &str) -> PathBuf {
 
 /// Plugs the one card that has no uplink into the network; a VM without cards gets one.
 fn plug(value: &mut Value, mac: Mac) -> Result<String, ConfigError> {
-    if value["nics"].as_array().is_none_or(Vec::is_empty) {
+    if value["nics"].is_null() || value["nics"] == json!([]) {
         value["nics"] = json!([{ "id": "eth0" }]);
     }
-    let nics = value["nics"].as_array_mut().expect("it was made one");
+    let Some(nics) = value["nics"].as_array_mut() else {
+        return Err(ConfigError::field("nics", "no list", "give a list of cards, or leave it away"));
+    };
     let mut free = nics.iter_mut().filter(|nic| nic.is_object() && nic["uplink"].is_null());
     let (Some(nic), None) = (free.next(), free.next()) else {
         let what = "not exactly one card is without an uplink";
@@ -275,7 +280,10 @@ fn no_shared_writes(nodes: &[Node]) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::CheckpointMode;
 
     fn network(more: Value, node: Value) -> Result<(NetConfig, Vec<Node>), ConfigError> {
         let dir = tempfile::tempdir().unwrap();
@@ -307,6 +315,16 @@ mod tests {
         assert_eq!(last.vm.nics[0].mac, Some(MacAddr(last.mac)));
         assert_eq!(last.vm.kernel.cmdline.as_deref(), Some("me=2/3 10.77.0.3"));
         assert_eq!((last.vm.checkpoint.every, &last.vm.checkpoint.dir), (None, &None));
+    }
+
+    #[test]
+    fn of_its_checkpoints_a_node_keeps_what_is_its_own_matter() {
+        let checkpoint = json!({ "dir": "x", "every": "5s", "keep": 2, "mode": "stop", "stop_deadline": "7s" });
+        let (_, nodes) = network(json!({}), json!({ "checkpoint": checkpoint })).unwrap();
+        let CheckpointConfig { dir, mode, every, keep, stop_deadline } = nodes[0].vm.checkpoint.clone();
+        assert_eq!((mode, stop_deadline), (CheckpointMode::Stop, Duration::from_secs(7)));
+        assert_eq!((dir, every, keep), (None, None, None));
+        refused(json!({}), json!({ "checkpoint": { "stop_deadlin": "7s" } }), "checkpoint.stop_deadlin");
     }
 
     #[test]
@@ -345,6 +363,8 @@ mod tests {
         refused(json!({ "nodes": [{ "name": "n", "config": "node.json" }] }), json!({}), "nodes");
         refused(json!({}), json!({ "nics": [{ "id": "a" }, { "id": "b" }] }), "nics");
         refused(json!({}), json!({ "nics": [{ "id": "a", "uplink": { "tap": "t" } }] }), "nics");
+        refused(json!({}), json!({ "nics": { "id": "a" } }), "nics: no list");
+        refused(json!({}), json!({ "nics": [{ "mac": "02:00:00:00:00:01" }] }), "nics.0.id");
         let disks = json!([{ "id": "root", "path": "/d", "mode": "direct" }]);
         refused(json!({}), json!({ "disks": disks }), "disks.root.mode");
     }
