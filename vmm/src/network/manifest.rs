@@ -145,7 +145,8 @@ pub fn is_one(dir: &Path) -> bool {
     read(&dir.join(NAME)).is_ok_and(|bytes| is_of_network(&bytes))
 }
 
-fn is_of_network(bytes: &[u8]) -> bool {
+/// Whether these are the first bytes of one, and not of a single VM's. Nothing else is looked at.
+pub(super) fn is_of_network(bytes: &[u8]) -> bool {
     bytes.starts_with(format!("{{\n  \"format\": \"{FORMAT}\"").as_bytes())
 }
 

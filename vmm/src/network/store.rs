@@ -21,7 +21,7 @@ use ckvmm_net::coordinator::Decision;
 use ckvmm_snapshot::{Store, make_dirs, write_once};
 use uuid::Uuid;
 
-use super::manifest::{ABORT, Manifest, NAME};
+use super::manifest::{self, ABORT, Manifest, NAME};
 use crate::error::{Error, Result};
 use crate::host::{self, terminal::say};
 
@@ -77,22 +77,22 @@ impl NetStore {
         let newest = newest.map(|newest: u64| {
             let dir = path.join(format!("{newest:06}"));
             let decision = match fs::read(dir.join(NAME)) {
-                Ok(bytes) => Some(decision(&bytes)),
+                Ok(bytes) if manifest::is_of_network(&bytes) => Some(Decision::Commit),
                 Err(_) if dir.exists() => None,
-                // It was aborted, and removed.
-                Err(_) => Some(Decision::Abort),
+                // It was aborted, and is perhaps removed; or it is somebody else's, and nobody can begin a cut of its number.
+                _ => Some(Decision::Abort),
             };
             (Colour(newest - before), decision)
         });
         Ok((store, newest))
     }
 
-    /// The last checkpoint of this life.
+    /// The last checkpoint of this life. A single VM's, which may be here too, is none.
     pub fn newest_committed(&self) -> Option<PathBuf> {
         let numbers = numbers(&self.path).unwrap_or_default().into_iter().rev();
         let dirs =
             numbers.take_while(|number| *number > self.before).map(|number| self.path.join(format!("{number:06}")));
-        dirs.into_iter().find(|dir| is_committed(dir))
+        dirs.into_iter().find(|dir| manifest::is_one(dir))
     }
 
     /// Another life of the network begins, and no VM of the one before runs any more: what is not committed goes, and cuts
@@ -283,11 +283,6 @@ fn is_of_a_cut(dir: &Path) -> bool {
     dir.join(MARK).exists() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// A single VM's checkpoint, which may be here too, is committed in the same way.
-fn is_committed(dir: &Path) -> bool {
-    fs::read(dir.join(NAME)).is_ok_and(|bytes| decision(&bytes) == Decision::Commit)
-}
-
 /// What a file with this content decides.
 fn decision(bytes: &[u8]) -> Decision {
     if bytes == ABORT { Decision::Abort } else { Decision::Commit }
@@ -326,6 +321,26 @@ mod tests {
         drop(store);
         let (_, newest) = NetStore::take_over(dir.path(), before).unwrap();
         assert_eq!(newest, Some((Colour(3), Some(Decision::Abort))), "and nobody will");
+    }
+
+    #[test]
+    fn a_single_vm_s_checkpoint_is_no_cut_of_who_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = NetStore::open(dir.path()).unwrap();
+        let before = store.before();
+        assert!(store.begin(Colour(1)).unwrap());
+        let own = store.directory(Colour(1));
+        fs::write(own.join(NAME), "{\n  \"format\": \"ckvmm-network\",").unwrap();
+        drop(store);
+        let (store, newest) = NetStore::take_over(dir.path(), before).unwrap();
+        assert_eq!(newest, Some((Colour(1), Some(Decision::Commit))));
+        drop(store);
+        fs::create_dir(dir.path().join("000002")).unwrap();
+        fs::write(dir.path().join("000002").join(NAME), "{\n  \"format\": \"ckvmm\",").unwrap();
+        let (store, newest) = NetStore::take_over(dir.path(), before).unwrap();
+        assert_eq!(newest, Some((Colour(2), Some(Decision::Abort))), "nobody can begin a cut of its number");
+        assert_eq!(store.newest_committed(), Some(own));
+        assert!(dir.path().join("000002").exists(), "and stays where it is");
     }
 
     #[test]
