@@ -25,6 +25,8 @@ const BEGIN: &[u8] = b"ckvmm: begin";
 const EXIT: &[u8] = b"ckvmm: exit ";
 /// Longest number of an exit status.
 const DIGITS_MAX: usize = 3;
+/// Most bytes of a line that are held back: those of one for us, and more carriage returns than a terminal puts behind it.
+const HELD_MAX: usize = 64;
 
 /// Longest command, bytes.
 const COMMAND_MAX: usize = 64 << 10;
@@ -122,6 +124,12 @@ impl Ear {
             } else if *byte != b'\r' && (self.plain || !may_be_ours(&self.held)) {
                 self.plain = true;
                 self.let_go(output);
+            } else if self.held.len() > HELD_MAX {
+                // Only carriage returns come. The last may still be the terminal's.
+                self.plain = true;
+                self.held.pop();
+                self.let_go(output);
+                self.held.push(b'\r');
             }
         }
         None
@@ -188,6 +196,20 @@ mod tests {
         {
             assert_eq!(heard(true, line), (None, line.into()));
         }
+    }
+
+    #[test]
+    fn carriage_returns_that_do_not_end_are_output_and_not_kept() {
+        for start in ["", "x", "ckvmm: exit 3"] {
+            let (mut ear, mut output) = (Ear::new(true), Vec::new());
+            let said = start.to_owned() + &"\r".repeat(1000);
+            assert_eq!(ear.hear(said.as_bytes(), &mut output), None);
+            assert!(ear.held.len() <= HELD_MAX, "{} bytes are kept", ear.held.len());
+            assert_eq!(ear.hear(b"\n", &mut output), None);
+            let whole = start.to_owned() + &"\r".repeat(999) + "\n";
+            assert_eq!(String::from_utf8(output).unwrap(), whole, "the last one is the terminal's");
+        }
+        assert_eq!(heard(true, "ckvmm: exit 3\r\r\n"), (Some(3), String::new()));
     }
 
     #[test]
