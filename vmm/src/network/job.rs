@@ -11,6 +11,8 @@
 //! ckvmm: exit 3
 //! ```
 //!
+//! It may say the second again and again: the first that comes whole counts, and something else may come in between.
+//!
 //! Invariant: what is no such line goes through as it comes, also if its end never does; a carriage return before the end
 //! of a line is the terminal's, and goes.
 
@@ -186,6 +188,8 @@ mod tests {
         let said = "Linux boots\r\nckvmm: begin\r\none\rtwo\r\nckvmm: exits 3\r\nckvmm: exit 3\r\nckvmm: exit 4\r\n";
         assert_eq!(heard(false, said), (Some(3), "one\rtwo\nckvmm: exits 3\n".into()));
         assert_eq!(heard(false, "ckvmm: exit 0\n"), (Some(0), String::new()));
+        let said = "ckvmm: ex[ 7.1] crng init done\nit 3\n\nckvmm: exit 3\n\nckvmm: exit 3\n";
+        assert_eq!(heard(true, said), (Some(3), "ckvmm: ex[ 7.1] crng init done\nit 3\n\n".into()));
         assert_eq!(heard(true, "goes on\nckvmm: exit 255\n"), (Some(255), "goes on\n".into()));
     }
 

@@ -1,6 +1,8 @@
 //! What stands in a seed.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use super::keys::{KEY_BYTES, Key};
 use super::*;
@@ -73,6 +75,20 @@ fn a_command_is_run_word_by_word_and_without_one_nothing_is() {
     assert_eq!(file(&user, RUN_JOB)["permissions"], "0755");
     let [_, user, _] = seed(&[]);
     assert_eq!(user["runcmd"], Value::Null);
+}
+
+#[test]
+fn how_a_job_ends_is_said_until_nobody_listens_any_more() {
+    let [_, user, _] = seed(&["true"]);
+    let script = file(&user, RUN_JOB)["content"].as_str().unwrap();
+    let script = script.replace("/dev/ttyS0", "/dev/stdout").replace(HOSTFILE, "/dev/null");
+    let mut job = Command::new("sh");
+    job.args(["-c", &script, "run-job", "sh", "-c", "echo it works; exit 3"]);
+    let mut job = job.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(job.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<String> = lines.filter(|line| !line.is_empty()).take(4).collect();
+    assert_eq!(said, ["ckvmm: begin", "it works", "ckvmm: exit 3", "ckvmm: exit 3"]);
+    assert!(job.wait().unwrap().success(), "what runs it is not held up");
 }
 
 #[test]
