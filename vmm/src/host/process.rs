@@ -3,8 +3,10 @@
 
 #![allow(unsafe_code)] // no library of ours has these calls
 
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -32,6 +34,14 @@ impl Process {
     /// Its number.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Whether it has this file open. When it has ended, another process that has its number by now may be looked at
+    /// instead, and that is no matter: what is sent to this one then reaches nobody.
+    pub fn has_open(&self, file: &Metadata) -> bool {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
+        let mut open = open.filter_map(|entry| fs::metadata(entry.path()).ok());
+        open.any(|open| (open.dev(), open.ino()) == (file.dev(), file.ino()))
     }
 
     /// Sends it a signal; one that has ended needs none.

@@ -12,8 +12,9 @@ use std::{
 };
 
 use ckvmm_snapshot::make_dir;
+use nix::unistd::Pid;
 
-use super::lock;
+use super::{lock, process::Process};
 use crate::error::{Error, Result};
 
 /// A pid is read from somebody else's lock file: no more of it than this.
@@ -51,7 +52,7 @@ impl StateDir {
         if !lock::take(&held).map_err(io_error)? {
             return Err(Error::Busy { path: path.into(), pid: owner(&held) });
         }
-        // Only for people who look: the lock itself is what counts.
+        // For people who look, and for `holder`: the lock itself is what counts.
         held.set_len(0).and_then(|()| writeln!(held, "{}", std::process::id())).map_err(io_error)?;
         Ok(StateDir { path: path.into(), _lock: held })
     }
@@ -80,6 +81,12 @@ impl StateDir {
     pub fn console_log(&self) -> PathBuf {
         self.path.join(CONSOLE_LOG)
     }
+}
+
+/// Who has the lock of a state directory: whoever it names, if that one has it open. Absent: it cannot be told.
+pub fn holder(lock: &File) -> Option<Process> {
+    let process = Process::open(Pid::from_raw(owner(lock).parse().ok()?)).ok()?;
+    process.has_open(&lock.metadata().ok()?).then_some(process)
 }
 
 fn owner(lock: &File) -> String {

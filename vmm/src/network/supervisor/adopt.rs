@@ -7,16 +7,21 @@
 //! ```
 //!
 //! Invariant: there is one supervisor, since it holds `network.lock` and the store's, and a VM listens to no second one while
-//! it hears the first. Frames go on meanwhile: links are between VMs.
+//! it hears the first. Frames go on meanwhile: links are between VMs. A VM of which nobody can hear is ended: it would keep
+//! its lock and its names for ever.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use ckvmm_net::Node;
 use ckvmm_net::coordinator::{Coordinator, Member};
 use jiff::Timestamp;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -29,7 +34,7 @@ use crate::cli::ExitStatus;
 use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
-use crate::host::{self, signals::Signals};
+use crate::host::{self, signals::Signals, state_dir};
 use crate::network::channel::Channel;
 use crate::network::control;
 use crate::network::failure::Failures;
@@ -38,6 +43,10 @@ use crate::network::store::NetStore;
 
 /// What is written down of a life of a network.
 const RECORD: &str = "network.json";
+/// How long VMs may take to listen: one that is being started copies its disks before.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often is looked whether one does.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -93,11 +102,11 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     supervisor.last = supervisor.store.newest_committed().or(record.from);
     supervisor.instant = record.instant;
     supervisor.less_ns = Some(record.less_ns.unwrap_or_else(|| supervisor.passed_ns()));
-    let mut members = Vec::new();
+    let (mut members, until) = (Vec::new(), Instant::now() + PATIENCE);
     for (node, index) in record.nodes.into_iter().zip(0..) {
         let dir = supervisor.state.join(&*node.name);
         let is_on = node.is_on && !dir.join(LEFT).exists();
-        let process = if is_on { supervisor.reach(Node(index), &dir) } else { None };
+        let process = if is_on { supervisor.reach(Node(index), &dir, until) } else { None };
         members.push(match &process {
             Some(_) => Member::On,
             None if is_on => Member::Lost,
@@ -164,13 +173,13 @@ impl Supervisor {
     }
 
     /// The VM with its state in `dir`, if it runs.
-    fn reach(&self, node: Node, dir: &Path) -> Option<Process> {
-        let (channel, pid) = Channel::connect(dir).ok()?;
+    fn reach(&self, node: Node, dir: &Path, until: Instant) -> Option<Process> {
+        let lock = File::open(dir.join("lock")).ok()?;
+        let (channel, pid) = connect(dir, &lock, until)?;
         let channel = Arc::new(channel);
         let (life, said, ended) = (self.incarnation, self.sender.clone(), self.sender.clone());
         hear(&channel, move |heard| drop(said.send(Event::Member(life, node, heard)))).ok()?;
         // Its lock goes when its process ends: while that is held, the number is its own.
-        let lock = File::open(dir.join("lock")).ok()?;
         let process = host::process::Process::open(pid).ok()?;
         if lock.try_lock().is_ok() {
             return None;
@@ -181,7 +190,90 @@ impl Supervisor {
             let end = LeftNote::read(&dir).map_or(Ended::Unknown, Ended::With);
             drop(ended.send(Event::Member(life, node, Heard::End(end))));
         };
-        std::thread::Builder::new().name("node".into()).spawn(wait).ok()?;
+        thread::Builder::new().name("node".into()).spawn(wait).ok()?;
         Some(Process { process, channel, silent: false, ended: None })
+    }
+}
+
+/// To the VM with its state in `dir`, whose lock this is, and the number of its process. One that has the lock and does not
+/// listen yet is waited for, and one that does not until then is ended.
+fn connect(dir: &Path, lock: &File, until: Instant) -> Option<(Channel, Pid)> {
+    loop {
+        if let Ok(there) = Channel::connect(dir) {
+            return Some(there);
+        }
+        if lock.try_lock().is_ok() {
+            return None;
+        }
+        if Instant::now() >= until {
+            break;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    let shown = dir.display();
+    match state_dir::holder(lock) {
+        Some(vm) => {
+            say(&format!("{shown}: its VM does not listen for a supervisor; it is ended"));
+            vm.signal(Signal::SIGKILL);
+            // When its memory is gone its names are free.
+            let _ = host::lock::take(lock);
+        }
+        None => {
+            say(&format!("{shown}: its VM does not listen, and who it is cannot be told; end who has {shown}/lock"))
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+    use super::*;
+    use crate::network::channel;
+
+    #[test]
+    fn a_vm_that_does_not_listen_yet_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = File::create(dir.path().join("lock")).unwrap();
+        held.lock().unwrap();
+        let lock = File::open(dir.path().join("lock")).unwrap();
+        let looks = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+        looks.add_watch(dir.path(), AddWatchFlags::IN_OPEN).unwrap();
+        let path = dir.path().to_path_buf();
+        let vm = thread::spawn(move || {
+            // It has looked in vain, and looks again.
+            (0..2).for_each(|_| drop(looks.read_events().unwrap()));
+            channel::listen(&path).unwrap()
+        });
+        let (_, pid) = connect(dir.path(), &lock, Instant::now() + PATIENCE).expect("it was not waited for");
+        assert_eq!(pid, Pid::this());
+        vm.join().unwrap();
+    }
+
+    #[test]
+    fn a_vm_that_never_listens_is_ended_and_nobody_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        // They end with this test, at the latest.
+        let start = |said: Stdio| Command::new("cat").stdin(Stdio::piped()).stdout(said).spawn().unwrap();
+        let held = File::create(&path).unwrap();
+        held.lock().unwrap();
+        let (mut vm, mut stranger) = (start(held.into()), start(Stdio::null()));
+        let look = |named: &Child| {
+            fs::write(&path, format!("{}\n", named.id())).unwrap();
+            assert!(connect(dir.path(), &File::open(&path).unwrap(), Instant::now()).is_none());
+        };
+        look(&stranger);
+        assert!(stranger.try_wait().unwrap().is_none(), "it has not the lock");
+        assert!(vm.try_wait().unwrap().is_none());
+        look(&vm);
+        assert_eq!(vm.wait().unwrap().signal(), Some(9));
+        assert!(File::open(&path).unwrap().try_lock().is_ok());
+        drop(stranger.stdin.take());
+        stranger.wait().unwrap();
     }
 }
