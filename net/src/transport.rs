@@ -17,7 +17,8 @@ pub trait Transport: AsFd + Debug + Send {
     ///
     /// # Errors
     /// `WouldBlock`: there is no room now. `BrokenPipe` and `ConnectionReset`: the peer is gone; what it has sent can still
-    /// be received. Others: the connection is broken.
+    /// be received. ENOBUFS and ENOMEM: the host has no memory for it now, and nothing was sent. Others: the connection is
+    /// broken.
     fn send(&mut self, prefix: &[u8], frame: &[u8]) -> io::Result<()>;
 
     /// Receives a packet, and returns its bytes, 0 at the end; of one longer than `buffer` the rest is lost. Never waits.

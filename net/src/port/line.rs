@@ -171,7 +171,8 @@ impl Inner {
                         show(&mut self.capture, to, &frame);
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // Where there is room nevertheless, the descriptor says so at once.
+                Err(error) if error.kind() == ErrorKind::WouldBlock || is_short_of_memory(&error) => {
                     line.writable = false;
                     poll.watch(to, line.transport.as_fd(), true);
                 }
@@ -285,6 +286,11 @@ impl Inner {
         // Only a commit can be refused.
         let _ = self.handle(Input::LinkEnded(node));
     }
+}
+
+/// The host had no memory for a packet, and nothing of it was sent.
+fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }
 
 /// Whoever captures sees each frame that has come over a link, and that has gone.

@@ -2,6 +2,7 @@
 
 mod slow_guest;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, channel};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -27,14 +28,18 @@ fn macs(nodes: u16) -> Vec<Mac> {
 }
 
 fn network(incarnations: &[u64]) -> Vec<Vm> {
+    network_over(incarnations, |socket| Box::new(SeqPacket::new(socket)))
+}
+
+fn network_over(incarnations: &[u64], transport: impl Fn(OwnedFd) -> Box<dyn Transport>) -> Vec<Vm> {
     let nodes = incarnations.len();
     let mut links: Vec<Vec<(Node, Box<dyn Transport>)>> = (0..nodes).map(|_| Vec::new()).collect();
     for a in 0..nodes {
         for b in 0..a {
             let kind = (AddressFamily::Unix, SockType::SeqPacket);
             let (one, other) = socketpair(kind.0, kind.1, None, SockFlag::SOCK_CLOEXEC).unwrap();
-            links[a].push((Node(b as u16), Box::new(SeqPacket::new(one))));
-            links[b].push((Node(a as u16), Box::new(SeqPacket::new(other))));
+            links[a].push((Node(b as u16), transport(one)));
+            links[b].push((Node(a as u16), transport(other)));
         }
     }
     let vms = links.into_iter().zip(incarnations).zip(0..).map(|((links, incarnation), me)| {
@@ -241,6 +246,46 @@ fn a_link_that_is_broken_is_told_at_both_ends() {
         vm.port.tell(Input::CutTaken(ONE)).unwrap();
         assert!(matches!(vm.events.try_recv(), Ok(Event::Cut(Output::Failed(ONE, _)))), "no cut has all that was sent");
     }
+}
+
+/// A host that has no memory for a packet each second time.
+#[derive(Debug)]
+struct Short(SeqPacket, u32);
+
+impl AsFd for Short {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Transport for Short {
+    fn send(&mut self, prefix: &[u8], frame: &[u8]) -> io::Result<()> {
+        self.1 += 1;
+        match self.1 % 4 {
+            1 => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+            3 => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+            _ => self.0.send(prefix, frame),
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.receive(buffer)
+    }
+}
+
+#[test]
+fn a_packet_for_which_the_host_has_no_memory_goes_out_later() {
+    // The first that each sends is its hello.
+    let vms = network_over(&[1, 1], |socket| Box::new(Short(SeqPacket::new(socket), 1)));
+    (0..8).for_each(|number| _ = vms[0].port.write(&frame(1, number, 100)).unwrap());
+    let (deadline, mut got) = (Instant::now() + Duration::from_secs(10), Vec::new());
+    while got.len() < 8 {
+        assert!(Instant::now() < deadline, "{got:?}: {:?}", vms[0].events.try_recv());
+        vms[0].port.0.poll.wait(Duration::from_secs(1));
+        vms.iter().for_each(|vm| vm.port.turn());
+        got.extend(vms[1].got());
+    }
+    assert_eq!(got, (0..8).collect::<Vec<_>>());
 }
 
 /// Its I/O thread is parked, so nobody turns its port.
