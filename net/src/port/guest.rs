@@ -22,6 +22,11 @@ impl Guest {
         self.takes
     }
 
+    /// Its machine stands still.
+    pub(super) fn stands(&self) -> bool {
+        self.stands
+    }
+
     /// It has taken a frame.
     pub(super) fn took(&mut self) {
         (self.takes, self.took) = (true, true);

@@ -127,8 +127,12 @@ impl Inner {
         self.cut.set_guest_stands(true);
     }
 
-    /// Moves what the open cut waits for, here and at the others; `true` if nothing is left of that.
+    /// Moves what the open cut waits for, here and at the others; `true` if nothing is left of that, or it is the I/O
+    /// thread's matter again.
     pub(super) fn complete_cut(&mut self, poll: &Poll) -> bool {
+        if !self.guest.stands() {
+            return true;
+        }
         self.note_ready(poll);
         self.send_all(poll);
         for node in 0..self.lines.len() {

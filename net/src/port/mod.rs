@@ -13,7 +13,8 @@
 //!   guest takes frames a VM reads no further ahead than [`AHEAD_BYTES`], so the senders wait for it. From a guest that
 //!   has taken none for [`PATIENCE`] nobody waits: it loses what finds its inbox full. Time in which it could take none,
 //!   since its machine stood still, does not count.
-//! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut.
+//! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut. Whoever
+//!   sees to the links meanwhile takes events that were for it, so it turns the port before all else when it goes on.
 
 mod guest;
 mod line;
@@ -205,15 +206,20 @@ impl Port {
         self.lock().capture = capture;
     }
 
-    /// Sees to the links of the open cut until it is complete or given up: for a machine that stands still, and whose
-    /// I/O thread does too. What is not of the cut stays where it is. To be called on another thread than the one that
-    /// is to be told of it.
-    pub fn complete_cut(&self) {
+    /// The machine stands still, and its I/O thread does too: until that calls [`Port::turn`] again.
+    pub fn stand(&self) {
         self.lock().stand();
+    }
+
+    /// Sees to the links of the open cut until it is complete or given up, or the machine does not stand still any more.
+    /// What is not of the cut stays where it is. To be called on another thread than the one that is to be told of it.
+    pub fn complete_cut(&self) {
         while !self.lock().complete_cut(&self.0.poll) {
-            // Not for ever: the machine may run again, and its I/O thread have done it.
+            // Not for ever: the machine may run again, and its I/O thread have taken what there was to wait for.
             self.0.poll.wait(PATIENCE);
         }
+        // What was found here and is not of the cut is for the I/O thread, which was not told of it.
+        self.0.poll.wake();
     }
 
     /// The guest has powered off: says so to the others, behind all that waits to go out, and waits for that.

@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{
     events::{MachineEvent, Notify},
     exits::Buses,
-    io_thread::{PortEvents, Subscriber},
+    io_thread::Subscriber,
 };
 use crate::{
     arch::layout,
@@ -93,6 +93,8 @@ pub struct Assembled {
     pub buses: Buses,
     /// For the I/O thread.
     pub subscribers: Vec<Subscriber>,
+    /// For it, too: the card's place in a network of VMs.
+    pub port: Option<Port>,
 }
 
 impl Board {
@@ -120,12 +122,12 @@ impl Board {
                 captured.push((id, disk));
             }
         }
-        let mut cards = Cards::new();
+        let (mut cards, mut place) = (Cards::new(), None);
         for nic in nics {
             let link: Box<dyn Link> = match nic.link {
                 NicLink::Tap(tap) => Box::new(tap),
                 NicLink::Network(port) => {
-                    slots.subscribers.push(Box::new(PortEvents(port.clone())));
+                    place = Some(port.clone());
                     Box::new(port)
                 }
             };
@@ -145,7 +147,7 @@ impl Board {
             power_button: Line::new(vm, layout::POWER_BUTTON_GSI)?,
             generation_changed: Line::new(vm, layout::VM_GENERATION_GSI)?,
         };
-        Ok(Assembled { board, buses, subscribers })
+        Ok(Assembled { board, buses, subscribers, port: place })
     }
 
     /// Presses the power button.

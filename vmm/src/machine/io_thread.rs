@@ -43,11 +43,11 @@ struct State {
 }
 
 impl IoThread {
-    /// Starts the thread with `subscribers`.
+    /// Starts the thread with `subscribers`, and the place of the VM's card in its network, if it has one.
     ///
     /// # Errors
     /// If the thread or its epoll cannot be had.
-    pub fn start(subscribers: Vec<Subscriber>) -> Result<Self> {
+    pub fn start(subscribers: Vec<Subscriber>, port: Option<Port>) -> Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK).map_err(Error::os("creating an eventfd"))?;
         let gate = Arc::new(Gate {
             wanted: AtomicBool::new(true),
@@ -61,10 +61,13 @@ impl IoThread {
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
         }
+        if let Some(port) = port.clone() {
+            manager.add_subscriber(Box::new(PortEvents(port)));
+        }
         let at_gate = Arc::clone(&gate);
         let thread = thread::Builder::new()
             .name("io".into())
-            .spawn(move || run(manager, &at_gate))
+            .spawn(move || run(manager, &at_gate, port.as_ref()))
             .map_err(Error::os("starting the I/O thread"))?;
         Ok(IoThread { gate, thread: Some(thread) })
     }
@@ -127,10 +130,14 @@ impl Gate {
     }
 }
 
-fn run(mut manager: EventManager<Subscriber>, gate: &Gate) {
+fn run(mut manager: EventManager<Subscriber>, gate: &Gate, port: Option<&Port>) {
     loop {
-        if gate.wanted.load(Ordering::SeqCst) && !gate.pass() {
-            return;
+        if gate.wanted.load(Ordering::SeqCst) {
+            if !gate.pass() {
+                return;
+            }
+            // Of what has come meanwhile somebody else may have been told.
+            port.into_iter().for_each(Port::turn);
         }
         if let Err(error) = manager.run() {
             tracing::error!(%error, "the event loop failed");
@@ -155,7 +162,7 @@ impl MutEventSubscriber for Wake {
 }
 
 /// Moves what can be moved between a port and the links of its network.
-pub struct PortEvents(pub Port);
+struct PortEvents(Port);
 
 impl MutEventSubscriber for PortEvents {
     fn init(&mut self, ops: &mut EventOps) {
@@ -172,9 +179,18 @@ impl MutEventSubscriber for PortEvents {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::{atomic::AtomicUsize, mpsc};
+    use std::time::Duration;
+
+    use ckvmm_net::{
+        Colour, Incarnation, Node, SeqPacket,
+        cut::{Input, Limits, Setup},
+        port::PortConfig,
+    };
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet as Flags};
 
     use super::*;
+    use crate::network::channel;
 
     struct Counter(EventFd, Arc<AtomicUsize>);
 
@@ -192,7 +208,8 @@ mod tests {
     #[test]
     fn a_parked_thread_handles_nothing_and_loses_nothing() {
         let (event, count) = (EventFd::new(EFD_NONBLOCK).unwrap(), Arc::new(AtomicUsize::new(0)));
-        let thread = IoThread::start(vec![Box::new(Counter(event.try_clone().unwrap(), Arc::clone(&count)))]).unwrap();
+        let counter = Counter(event.try_clone().unwrap(), Arc::clone(&count));
+        let thread = IoThread::start(vec![Box::new(counter)], None).unwrap();
         for round in 0..200 {
             thread.park();
             let before = count.load(Ordering::SeqCst);
@@ -203,5 +220,33 @@ mod tests {
                 thread::yield_now();
             }
         }
+    }
+
+    /// Its events are taken by who sees to a cut while the thread is parked.
+    #[test]
+    fn a_thread_that_goes_on_looks_at_the_links_whoever_was_told_of_them() {
+        let (ours, theirs) = channel::pair().unwrap();
+        let setup = Setup { me: Node(0), nodes: 2, incarnation: Incarnation(0), limits: Limits::default() };
+        let (macs, links) = (vec![[2; 6], [4; 6]], vec![(Node(1), Box::new(SeqPacket::new(ours)) as _)]);
+        let config = PortConfig { name: "eth0".into(), setup, macs, links, preload: Vec::new(), offloads: false };
+        let port = Port::open(config, drop).unwrap();
+        let thread = IoThread::start(Vec::new(), Some(port.clone())).unwrap();
+        port.tell(Input::CutRequested(Colour(1))).unwrap();
+        port.tell(Input::CutTaken(Colour(1))).unwrap();
+        port.stand();
+        let (attended, (done, left)) = (port.clone(), mpsc::channel());
+        thread::spawn(move || {
+            attended.complete_cut();
+            done.send(()).unwrap();
+        });
+        let (look, mut events) = (Epoll::new().unwrap(), [EpollEvent::default()]);
+        look.ctl(ControlOperation::Add, port.poll_fd(), EpollEvent::new(Flags::IN, 0)).unwrap();
+        while look.wait(0, &mut events).unwrap() > 0 {
+            thread::yield_now();
+        }
+        assert!(left.try_recv().is_err(), "the other's marker is missing");
+        thread.run();
+        left.recv_timeout(Duration::from_secs(10)).expect("it takes what is for the thread that runs");
+        drop(theirs);
     }
 }

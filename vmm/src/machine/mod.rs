@@ -70,7 +70,7 @@ impl Machine {
     pub fn build(hardware: Hardware, backends: Backends, notify: &Notify) -> Result<Machine> {
         let Hardware { vcpus: fds, vm, kvm, supported, ram } = hardware;
         let vcpus = fds.len() as u32;
-        let Assembled { board, buses, subscribers } = Board::assemble(&vm, ram.memory(), backends, notify)?;
+        let Assembled { board, buses, subscribers, port } = Board::assemble(&vm, ram.memory(), backends, notify)?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let contexts = fds
             .iter()
@@ -78,7 +78,7 @@ impl Machine {
             .map(|(fd, id)| context(&kvm, &vm, fd, id, cpuid::for_vcpu(&supported, id, vcpus, deadline)))
             .collect::<Result<Vec<_>>>()?;
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
-        let io = IoThread::start(subscribers)?;
+        let io = IoThread::start(subscribers, port)?;
         let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
         Ok(Machine {
             collapser: None,

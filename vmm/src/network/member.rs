@@ -226,6 +226,8 @@ impl Member {
     pub fn attend(&self) {
         let Some(Open { cut, .. }) = self.open else { return };
         let port = self.port.clone();
+        // Before anybody can let it run again.
+        port.stand();
         let attend = move || port.complete_cut();
         if let Err(error) = thread::Builder::new().name("links".into()).spawn(attend) {
             self.tell(Input::CutFailed(cut, format!("starting a thread: {error}")));

@@ -62,6 +62,7 @@ fn who_stands_still_in_many_cuts_loses_nothing() {
             port.tell(Input::CutRequested(cut)).unwrap();
             port.tell(Input::CutTaken(cut)).unwrap();
         }
+        receiver.port.stand();
         let attended = receiver.port.clone();
         let attends = std::thread::spawn(move || attended.complete_cut());
         while !attends.is_finished() {
