@@ -143,6 +143,12 @@ impl Inner {
         !self.cut.is_collecting() && !self.has_to_send()
     }
 
+    /// Whether something waits to go out on a link that is there.
+    pub(super) fn has_to_send(&self) -> bool {
+        let connected = self.lines.iter().zip(0..).filter(|(line, _)| line.is_some());
+        connected.into_iter().any(|(_, node)| self.cut.next_to_send(Node(node)).is_some())
+    }
+
     fn note_ready(&mut self, poll: &Poll) {
         for ready in poll.ready() {
             match ready {

@@ -146,7 +146,13 @@ impl Port {
     /// # Errors
     /// [`Error::Coordinator`].
     pub fn tell(&self, input: Input<Frame>) -> Result<()> {
-        let done = self.lock().handle(input);
+        let mut inner = self.lock();
+        if let Input::CutTaken(_) = input {
+            // For a moment at least, and its guest could take nothing meanwhile.
+            inner.stand();
+        }
+        let done = inner.handle(input);
+        drop(inner);
         // What it has changed (markers to send, packets no longer held) is seen to on the I/O thread.
         self.0.poll.wake();
         done
@@ -248,11 +254,6 @@ impl Inner {
         let done = self.cut.handle(input, &mut outputs);
         outputs.into_iter().for_each(|output| (self.say)(Event::Cut(output)));
         done
-    }
-
-    fn has_to_send(&self) -> bool {
-        let connected = self.lines.iter().zip(0..).filter(|(line, _)| line.is_some());
-        connected.into_iter().any(|(_, node)| self.cut.next_to_send(Node(node)).is_some())
     }
 
     fn counters(&mut self) -> Counters {

@@ -316,31 +316,6 @@ fn a_cut_of_a_machine_that_stands_still_is_completed_and_nothing_more_is_read() 
 }
 
 #[test]
-fn who_completes_a_cut_leaves_the_links_to_a_machine_that_runs_again() {
-    let vms = network(&[1, 1]);
-    let port = vms[0].port.clone();
-    port.tell(Input::CutRequested(ONE)).unwrap();
-    port.tell(Input::CutTaken(ONE)).unwrap();
-    port.stand();
-    let (attended, (done, left)) = (port.clone(), channel());
-    std::thread::spawn(move || {
-        attended.complete_cut();
-        done.send(()).unwrap();
-    });
-    assert!(left.try_recv().is_err(), "the other's marker is missing");
-    port.turn();
-    let limit = Duration::from_secs(10);
-    left.recv_timeout(limit).expect("it takes what is for the I/O thread");
-    assert!(port.lock().cut.is_collecting());
-    port.turn();
-    // Whatever comes now is seen by who waits.
-    vms[1].port.write(&frame(0, 7, 100)).unwrap();
-    port.0.poll.wait(limit);
-    port.turn();
-    assert_eq!(vms[0].got(), [7]);
-}
-
-#[test]
 fn a_capture_sees_what_comes_and_goes_and_ends_with_its_file() {
     let vms = network(&[1, 1, 1]);
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -84,3 +84,52 @@ fn who_stands_still_in_many_cuts_loses_nothing() {
     assert_eq!(got, (0..sent).collect::<Vec<_>>());
     assert_eq!(receiver.port.counters().dropped, 0);
 }
+
+#[test]
+fn who_completes_a_cut_leaves_the_links_to_a_machine_that_runs_again() {
+    let vms = network(&[1, 1]);
+    let port = vms[0].port.clone();
+    port.tell(Input::CutRequested(ONE)).unwrap();
+    port.tell(Input::CutTaken(ONE)).unwrap();
+    port.stand();
+    let (attended, (done, left)) = (port.clone(), channel());
+    std::thread::spawn(move || {
+        attended.complete_cut();
+        done.send(()).unwrap();
+    });
+    assert!(left.try_recv().is_err(), "the other's marker is missing");
+    port.turn();
+    let limit = Duration::from_secs(10);
+    left.recv_timeout(limit).expect("it takes what is for the I/O thread");
+    assert!(port.lock().cut.is_collecting());
+    port.turn();
+    // Whatever comes now is seen by who waits.
+    vms[1].port.write(&frame(0, 7, 100)).unwrap();
+    port.0.poll.wait(limit);
+    port.turn();
+    assert_eq!(vms[0].got(), [7]);
+}
+
+#[test]
+fn the_pause_of_a_cut_is_no_time_in_which_a_guest_takes_nothing() {
+    let vms = network(&[1, 1]);
+    let (sender, receiver) = (&vms[0].port, &vms[1]);
+    sender.write(&frame(1, 0, 100)).unwrap();
+    receiver.port.turn();
+    assert_eq!(receiver.got(), [0]);
+    for number in 1.. {
+        if receiver.port.lock().cut.pending_bytes() >= AHEAD_BYTES {
+            break;
+        }
+        sender.write(&frame(1, number, 60_000)).unwrap();
+        receiver.port.turn();
+        sender.turn();
+    }
+    // It is far ahead, and somebody will look whether the guest takes frames.
+    receiver.port.tell(Input::CutRequested(ONE)).unwrap();
+    receiver.port.tell(Input::CutTaken(ONE)).unwrap();
+    receiver.port.0.poll.ready();
+    receiver.port.0.poll.wait(Duration::from_secs(5));
+    receiver.port.turn();
+    assert!(receiver.port.lock().guest.takes(), "it could take none while its machine stood still");
+}
