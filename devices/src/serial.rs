@@ -39,7 +39,7 @@ impl Serial {
     pub const PORTS: u64 = 8;
 
     /// A port that writes what the guest sends to `output`, byte by byte on the vCPU's thread: an output that blocks
-    /// blocks that vCPU, and with it a pause.
+    /// blocks that vCPU, and with it a pause. What it refuses is lost.
     ///
     /// # Errors
     /// No eventfd.

@@ -44,4 +44,5 @@ mod random;
 mod rounds;
 mod seed;
 mod shapes;
+mod unread;
 mod writer;

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::Write,
+    io::{self, PipeWriter, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Output, Stdio},
     thread,
@@ -49,7 +49,7 @@ impl Ckvmm {
     /// # Panics
     /// If it cannot be started.
     pub fn start_command(command: Command) -> Self {
-        Self::spawn(command, Stdio::piped())
+        Self::spawn(command, [Stdio::piped(), Stdio::piped(), Stdio::piped()])
     }
 
     /// Starts `ckvmm ARGUMENTS` in `dir` with a standard input of the caller's.
@@ -63,15 +63,30 @@ impl Ckvmm {
     ) -> Self {
         let mut command = command(dir);
         command.args(arguments);
-        Self::spawn(command, stdin.into())
+        Self::spawn(command, [stdin.into(), Stdio::piped(), Stdio::piped()])
     }
 
-    fn spawn(mut command: Command, stdin: Stdio) -> Self {
+    /// Starts `ckvmm ARGUMENTS` in `dir`, where all that it says goes to `output`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_saying<S: AsRef<OsStr>>(
+        dir: &Path,
+        arguments: impl IntoIterator<Item = S>,
+        output: &PipeWriter,
+    ) -> Self {
+        let mut command = command(dir);
+        command.args(arguments);
+        let output = || output.try_clone().expect("a descriptor is left").into();
+        Self::spawn(command, [Stdio::piped(), output(), output()])
+    }
+
+    fn spawn(mut command: Command, [stdin, stdout, stderr]: [Stdio; 3]) -> Self {
         orphans::forbid(&mut command);
-        let mut child =
-            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ckvmm starts");
-        let console = Lines::read("console", child.stdout.take().expect("it is piped"));
-        let messages = Lines::read("stderr", child.stderr.take().expect("it is piped"));
+        let mut child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn().expect("ckvmm starts");
+        let nothing = || Lines::read("nothing", io::empty());
+        let console = child.stdout.take().map_or_else(nothing, |stdout| Lines::read("console", stdout));
+        let messages = child.stderr.take().map_or_else(nothing, |stderr| Lines::read("stderr", stderr));
         let stdin = child.stdin.take();
         Ckvmm { child, stdin, console, messages, bound: Bound::default() }
     }

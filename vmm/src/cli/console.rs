@@ -15,7 +15,7 @@ use super::{ExitStatus, output};
 use crate::api::types::VmInfo;
 use crate::config::{Serial, VmConfig};
 use crate::host::escape::{Escape, Typed};
-use crate::host::terminal::RawTerminal;
+use crate::host::terminal::{RawTerminal, say};
 
 /// Bytes moved at a time.
 const BUFFER: usize = 4096;
@@ -40,7 +40,7 @@ impl Args {
         let cannot = || format!("console: {}: cannot be connected to; is somebody else attached?", path.display());
         let socket = UnixStream::connect(&path).with_context(cannot)?;
         if std::io::stdin().is_terminal() {
-            eprintln!("ckvmm: attached to {}; Ctrl-A x leaves", vm.name);
+            say(&format!("attached to {}; Ctrl-A x leaves", vm.name));
         }
         attach(socket)?;
         Ok(ExitStatus::Success)

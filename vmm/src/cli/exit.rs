@@ -86,7 +86,7 @@ pub(crate) fn one_line(text: &str) -> String {
 /// clap's complaint in the same form: one line, and where help is.
 pub(crate) fn report_usage(error: &clap::Error, verb: Option<&str>) -> ExitStatus {
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("ckvmm: no command given; `ckvmm --help` lists them");
+        say("no command given; `ckvmm --help` lists them");
         return ExitStatus::Usage;
     }
     let text = error.to_string();
@@ -95,7 +95,7 @@ pub(crate) fn report_usage(error: &clap::Error, verb: Option<&str>) -> ExitStatu
     let said = said.join(" ").replace(" tip: ", ", ");
     let said = said.strip_prefix("error: ").unwrap_or(&said);
     let verb = verb.map(|v| format!(" {v}")).unwrap_or_default();
-    eprintln!("ckvmm: {}; `ckvmm{verb} --help` shows how it is used", one_line(said));
+    say(&format!("{}; `ckvmm{verb} --help` shows how it is used", one_line(said)));
     ExitStatus::Usage
 }
 

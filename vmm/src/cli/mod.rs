@@ -34,7 +34,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::host::priority;
+use crate::host::{priority, terminal::StandardError};
 
 pub use boot::BootOptions;
 pub use exit::ExitStatus;
@@ -141,5 +141,10 @@ fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
     // a second call (tests) is no matter
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| StandardError)
+        // It would panic where standard error cannot be written.
+        .log_internal_errors(false)
+        .try_init();
 }

@@ -10,6 +10,7 @@ use super::{ExitStatus, output};
 use crate::api::socket;
 use crate::api::types::VmInfo;
 use crate::client::{Client, ClientError};
+use crate::host::terminal::say;
 
 /// Most sockets that are looked at.
 const SOCKETS_MAX: usize = 10_000;
@@ -33,7 +34,7 @@ impl Args {
             match Client::new(path.clone())?.get::<VmInfo>("/v1/vm") {
                 Ok(vm) => found.push((path, vm)),
                 Err(ClientError::NotRunning { .. } | ClientError::Lost { .. }) => {} // left by a dead one
-                Err(e) => eprintln!("ckvmm: {}", super::exit::one_line(&e.to_string())),
+                Err(e) => say(&super::exit::one_line(&e.to_string())),
             }
         }
         if self.json {

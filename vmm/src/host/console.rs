@@ -6,8 +6,8 @@
 //! stdin | socket client ── Input (I/O thread) ── Serial ── guest
 //! ```
 //!
-//! Invariant: a client of the socket that does not read costs the guest nothing: what does not fit is dropped for the
-//! client (not for the log).
+//! Invariant: who does not read costs the guest nothing, or a second once: what does not fit is dropped for the reader
+//! (not for the log).
 
 use std::{
     fs::{File, OpenOptions},
@@ -25,6 +25,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::{
     escape::{Escape, Typed},
+    patient::Patient,
     terminal,
 };
 use crate::{
@@ -59,11 +60,11 @@ impl Console {
     pub fn open(config: &config::Serial, log: Option<&Path>) -> Result<Self> {
         let (output, source): (Box<dyn Write + Send>, _) = match config {
             config::Serial::None => (Box::new(io::sink()), Source::Nothing),
-            config::Serial::Stdio => (Box::new(io::stdout()), Source::Stdin),
+            config::Serial::Stdio => (Box::new(Patient::new(io::stdout())), Source::Stdin),
             config::Serial::File(path) => {
                 let file =
                     append(path).map_err(|error| unusable("serial.file", &format!("{}: {error}", path.display())))?;
-                (Box::new(file), Source::Nothing)
+                (Box::new(Patient::new(file)), Source::Nothing)
             }
             config::Serial::Socket(path) => {
                 let socket = BoundSocket::bind(path).map_err(|error| unusable("serial.socket", &error.to_string()))?;

@@ -7,6 +7,7 @@ pub mod disks;
 pub mod escape;
 pub mod lock;
 pub mod memory;
+pub mod patient;
 pub mod priority;
 pub mod process;
 mod qcow2;

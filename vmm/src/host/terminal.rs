@@ -3,10 +3,10 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, Stderr, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::Mutex,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
@@ -14,6 +14,7 @@ use nix::{
     unistd::{getpgrp, tcgetpgrp},
 };
 
+use super::patient::Patient;
 use crate::error::{Error, Result};
 
 /// How the terminal was, while it is raw.
@@ -87,5 +88,29 @@ pub fn say(line: &str) {
         drop(writeln!(log, "{:.3} {line}", jiff::Timestamp::now()));
     }
     let raw = BEFORE.lock().is_ok_and(|saved| saved.is_some());
-    eprint!("ckvmm: {line}{}", if raw { "\r\n" } else { "\n" });
+    let line = format!("ckvmm: {line}{}", if raw { "\r\n" } else { "\n" });
+    // Whoever had this terminal, or the other end of this pipe, may have gone: the guest goes on.
+    drop(StandardError.write_all(line.as_bytes()));
+}
+
+/// Where it is written.
+static STDERR: LazyLock<Mutex<Patient<Stderr>>> = LazyLock::new(|| Mutex::new(Patient::new(io::stderr())));
+
+/// Standard error, which nobody need read.
+pub struct StandardError;
+
+impl StandardError {
+    fn lock(&self) -> MutexGuard<'static, Patient<Stderr>> {
+        STDERR.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock().flush()
+    }
 }
