@@ -45,6 +45,28 @@ fn a_network_goes_back_by_itself_as_often_as_it_may() {
 }
 
 #[test]
+fn from_a_crash_of_a_guest_all_go_back() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::in_memory();
+    let mut network = Network::up_with(&home, 2, "", &json!({ "on_failure": "restore", "max_restores": 1 }));
+    network.goes_on();
+    let last = home.join(network.checkpoint());
+    network.goes_on();
+    network.consoles[1].type_bytes(b"c");
+    let line = network.supervisor.messages.expect("its VM is gone (status 3: the guest has panicked)", LIMIT);
+    let which = format!("all go back to {} (restore 1 of at most 1)", last.display());
+    is_error(&line, &["n-1", &which]);
+    network.members.iter().for_each(|member| member.wait(LIMIT));
+    network.meet(2);
+    network.goes_on();
+    assert!(home.join(network.checkpoint()) > last, "it makes checkpoints again");
+    network.ends_whole();
+    network.kill9();
+}
+
+#[test]
 fn from_a_broken_link_all_go_back() {
     if guest::skipped() {
         return;

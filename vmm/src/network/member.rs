@@ -26,7 +26,8 @@ use crate::host::terminal::say;
 /// How long a guest that is off waits for its last frames to go out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The file of a VM's state directory that says that its guest is off, and, when its VM has ended, with which status.
+/// The file of a VM's state directory that says that its guest is off, or has crashed, and, when its VM has ended, with
+/// which status.
 pub const LEFT: &str = "left";
 
 /// What was under way at a cut, in order.
@@ -239,6 +240,11 @@ impl Member {
         self.port.leave(PATIENCE);
     }
 
+    /// The guest has crashed: it has not left, and its VM counts as lost. How that ends is to be written down.
+    pub fn crash(self) -> LeftNote {
+        LeftNote(self.left)
+    }
+
     /// The VM has no part in the network any more; how it ends is to be written down.
     pub fn leave(self) -> LeftNote {
         // For a supervisor that takes over; without it this VM counts as lost.
@@ -253,7 +259,7 @@ impl Member {
     }
 }
 
-/// Says that a VM has left its network, to whoever takes over.
+/// Says how a VM has left its network, or been lost to it, to whoever takes over.
 #[derive(Debug)]
 pub struct LeftNote(PathBuf);
 
@@ -263,8 +269,14 @@ impl LeftNote {
         let _ = fs::write(&self.0, status.code().to_string());
     }
 
-    /// The status with which the VM with its state in `dir` has ended after it left; `None`: it has not left. One that left
-    /// and was then killed has failed.
+    /// Whether the VM with its state in `dir` has left. One whose guest has crashed has not: the network is not whole
+    /// without it.
+    pub fn has_left(dir: &Path) -> bool {
+        Self::read(dir).is_some_and(|status| status != ExitStatus::GuestCrashed.code())
+    }
+
+    /// The status with which the VM with its state in `dir` has ended after it left or its guest crashed; `None`: neither.
+    /// One that left and was then killed has failed.
     pub fn read(dir: &Path) -> Option<u8> {
         let text = fs::read_to_string(dir.join(LEFT)).ok()?;
         Some(text.parse().unwrap_or(ExitStatus::Failed.code()))

@@ -168,16 +168,18 @@ impl Session {
         }
     }
 
-    /// The guest has ended: its links close in order, and the network goes on without it. Of a cut that it has taken it
-    /// is a part, as a machine that ran: that is completed first, unless the end was forced, or is now.
+    /// The guest has ended: its links close in order, and the network goes on without it, unless it crashed: that is a
+    /// failure. Of a cut that it has taken it is a part, as a machine that ran: that is completed first, unless the end
+    /// was forced, or is now.
     pub(super) fn leave_network(&mut self, ended: &Result<ExitStatus>) -> Option<LeftNote> {
-        let (Some(member), Ok(_)) = (&self.network, ended) else { return None };
+        let (Some(member), Ok(status)) = (&self.network, ended) else { return None };
         member.close_links();
         if !self.gives_up {
             member.attend();
             self.complete_cut();
         }
-        self.network.take().map(Member::leave)
+        let end = if *status == ExitStatus::GuestCrashed { Member::crash } else { Member::leave };
+        self.network.take().map(end)
     }
 
     fn complete_cut(&mut self) {

@@ -38,7 +38,7 @@ use crate::host::{self, signals::Signals, state_dir};
 use crate::network::channel::Channel;
 use crate::network::control;
 use crate::network::failure::Failures;
-use crate::network::member::{LEFT, LeftNote};
+use crate::network::member::LeftNote;
 use crate::network::store::NetStore;
 
 /// What is written down of a life of a network.
@@ -105,7 +105,7 @@ pub fn adopt(state: &Path) -> anyhow::Result<ExitStatus> {
     let (mut members, until) = (Vec::new(), Instant::now() + PATIENCE);
     for (node, index) in record.nodes.into_iter().zip(0..) {
         let dir = supervisor.state.join(&*node.name);
-        let is_on = node.is_on && !dir.join(LEFT).exists();
+        let is_on = node.is_on && !LeftNote::has_left(&dir);
         let process = if is_on { supervisor.reach(Node(index), &dir, until) } else { None };
         members.push(match &process {
             Some(_) => Member::On,

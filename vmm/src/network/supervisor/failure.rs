@@ -18,7 +18,7 @@ use crate::config::Id;
 use crate::error::{Error, Result};
 use crate::host::terminal::say;
 use crate::network::failure::Remedy;
-use crate::network::member::LEFT;
+use crate::network::member::LeftNote;
 
 impl Supervisor {
     /// A member is gone: without a word, unless its guest has left before.
@@ -28,7 +28,7 @@ impl Supervisor {
         }
         let name = &self.seats[node.index()].name;
         // Its word of that may have gone to a supervisor before this one.
-        if self.state.join(&**name).join(LEFT).exists() {
+        if LeftNote::has_left(&self.state.join(&**name)) {
             self.feed(Input::Left(node, Colour(u64::MAX)));
             return Ok(());
         }
