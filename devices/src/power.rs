@@ -8,14 +8,18 @@
 //! | [`PvPanic`] | 1 | bit 0 | it panicked |
 //! | | | bit 1 | it panicked and runs its crash kernel |
 //!
-//! Invariant: none of these has a state: there is nothing to save.
+//! Invariant: none of these has a state. What a guest has asked for is one until it is done: [`PowerEvent`].
 
 use std::sync::Arc;
+
+use ckvmm_snapshot::Saved;
+use serde::{Deserialize, Serialize};
 
 use crate::BusDevice;
 
 /// What a guest has asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PowerEvent {
     /// It has powered itself off.
     Off,
@@ -25,6 +29,11 @@ pub enum PowerEvent {
     Panic,
     /// Its kernel has panicked, and a crash kernel takes over.
     CrashLoaded,
+}
+
+impl Saved for PowerEvent {
+    const KIND: &'static str = "power";
+    const VERSION: u16 = 1;
 }
 
 /// Who is told, on the vCPU's thread. It may not block.

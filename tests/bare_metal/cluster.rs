@@ -240,7 +240,7 @@ impl<'a> Network<'a> {
     }
 
     /// In how many parts of an open cut there is what was read from the machine.
-    fn parts_in_the_making(&self) -> usize {
+    pub(crate) fn parts_in_the_making(&self) -> usize {
         let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
         // What is being removed has a name that begins with a dot.
         let is_open = |cut: &PathBuf| cut.file_name().unwrap().as_encoded_bytes()[0] != b'.';

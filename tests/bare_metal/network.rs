@@ -169,8 +169,7 @@ fn a_guest_that_powers_off_in_the_middle_of_a_cut_is_part_of_it() {
     network.ask(&["link", "--hold"]);
     let dir = thread::scope(|scope| {
         let checkpoint = scope.spawn(|| network.checkpoint());
-        let api = network.api(2);
-        wait_until("the cut is begun", || (api.vm()["checkpoint_running"] == true).then_some(()));
+        wait_until("all have cut", || (network.parts_in_the_making() == 3).then_some(()));
         network.consoles[2].type_bytes(b"q");
         network.ask(&["link", "--delay", "0ms"]);
         checkpoint.join().unwrap()

@@ -4,11 +4,11 @@
 //! checkpoint means, since a device's address and line follow from it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ckvmm_devices::{
-    Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, NetCounters, PowerPort, PowerSink,
-    PvPanic, Rng, Serial, VirtioDevice, VirtioMmio, VmGenId,
+    Blk, BlkConfig, Bus, BusDevice, GuestRam, I8042, InterruptLine, Net, NetConfig, NetCounters, PowerEvent, PowerPort,
+    PowerSink, PvPanic, Rng, Serial, VirtioDevice, VirtioMmio, VmGenId,
 };
 use ckvmm_net::{Link, Port, Tap};
 use ckvmm_snapshot::{LiveDisk, StateMap};
@@ -83,7 +83,15 @@ pub struct Board {
     generation_id: VmGenId,
     power_button: Line,
     generation_changed: Line,
+    power: PowerSink,
+    asked: Asked,
 }
+
+/// What the guest has asked for first: with that this machine ends, as soon as somebody comes to it. A checkpoint may
+/// come before.
+type Asked = Arc<OnceLock<PowerEvent>>;
+/// What it is called in a saved state.
+const ASKED: &str = "power";
 
 /// A board with what other parts of the machine take from it.
 pub struct Assembled {
@@ -137,7 +145,9 @@ impl Board {
         }
         slots.add("rng".into(), Box::new(Rng::new()), &mut buses.mmio)?;
         let Slots { virtio, subscribers, .. } = slots;
-        add_ports(&mut buses.ports, &serial, notify)?;
+        let asked = Asked::default();
+        let power = power_sink(&asked, notify);
+        add_ports(&mut buses.ports, &serial, &power)?;
         let board = Board {
             serial,
             virtio,
@@ -146,6 +156,8 @@ impl Board {
             generation_id: VmGenId::new(GuestAddress(layout::VM_GENERATION_ID)),
             power_button: Line::new(vm, layout::POWER_BUTTON_GSI)?,
             generation_changed: Line::new(vm, layout::VM_GENERATION_GSI)?,
+            power,
+            asked,
         };
         Ok(Assembled { board, buses, subscribers, port: place })
     }
@@ -187,6 +199,9 @@ impl Board {
         for (name, device) in &self.virtio {
             states.put(&format!("virtio/{name}"), &device.save()?)?;
         }
+        if let Some(event) = self.asked.get() {
+            states.put(ASKED, event)?;
+        }
         Ok(())
     }
 
@@ -199,12 +214,17 @@ impl Board {
         for (name, device) in &self.virtio {
             device.restore(states.take(&format!("virtio/{name}"))?)?;
         }
+        if states.names().any(|name| name == ASKED) {
+            // Of a machine that nobody has run.
+            let _ = self.asked.set(states.take(ASKED)?);
+        }
         Ok(())
     }
 
     /// After a restore: eventfd counts and interrupts on their way are not state, so every queue is kicked and every
-    /// pending interrupt raised again.
+    /// pending interrupt raised again. What the guest had asked for is told again.
     pub fn kick(&self) {
+        self.asked.get().iter().for_each(|event| (self.power)(**event));
         self.serial.kick();
         self.virtio.iter().for_each(|(_, device)| device.kick());
     }
@@ -250,14 +270,23 @@ impl Slots<'_> {
     }
 }
 
-fn add_ports(ports: &mut Bus, serial: &Arc<Serial>, notify: &Notify) -> Result<()> {
-    let notify = notify.clone();
-    let sink: PowerSink = Arc::new(move |event| notify.send(MachineEvent::Power(event)));
+fn power_sink(asked: &Asked, notify: &Notify) -> PowerSink {
+    let (asked, notify) = (Arc::clone(asked), notify.clone());
+    Arc::new(move |event| {
+        if event != PowerEvent::CrashLoaded {
+            // Only the first counts: a guest that is still there when it is off tries the next way.
+            let _ = asked.set(event);
+        }
+        notify.send(MachineEvent::Power(event));
+    })
+}
+
+fn add_ports(ports: &mut Bus, serial: &Arc<Serial>, sink: &PowerSink) -> Result<()> {
     let mut add = |port: u16, count: u16, device: Arc<dyn BusDevice>| ports.insert(port.into(), count.into(), device);
     add(layout::SERIAL_PORT, layout::SERIAL_PORTS, Arc::clone(serial) as Arc<dyn BusDevice>)?;
-    add(layout::I8042_PORT, layout::I8042_PORTS, Arc::new(I8042::new(Arc::clone(&sink))))?;
-    add(layout::POWER_PORT, layout::POWER_PORTS, Arc::new(PowerPort::new(Arc::clone(&sink))))?;
-    add(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(sink)))?;
+    add(layout::I8042_PORT, layout::I8042_PORTS, Arc::new(I8042::new(Arc::clone(sink))))?;
+    add(layout::POWER_PORT, layout::POWER_PORTS, Arc::new(PowerPort::new(Arc::clone(sink))))?;
+    add(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(Arc::clone(sink))))?;
     Ok(())
 }
 

@@ -1,15 +1,17 @@
 //! Machines built, saved and restored on this host's KVM, and what they refuse.
 
 use std::{
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
 
+use ckvmm_devices::PowerEvent;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip, kvm_msr_entry};
 use serde_json::{Value, json};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::*;
+use super::{events::MachineEvent, *};
 use crate::{arch::layout, config, host::console::Console};
 
 const RAM: u64 = 16 << 20;
@@ -26,10 +28,14 @@ fn has_kvm() -> bool {
 }
 
 fn machine(vcpus: u32, ram: u64) -> Machine {
+    machine_that_tells(vcpus, ram, &Notify::new(|_| {}))
+}
+
+fn machine_that_tells(vcpus: u32, ram: u64, notify: &Notify) -> Machine {
     let console = Console::open(&config::Serial::None, None).unwrap();
     let backends = Backends { disks: vec![], nics: vec![], console, leave: Box::new(|| {}) };
     let hardware = Hardware::make(Ram::zeroed(ram).unwrap(), vcpus).unwrap();
-    Machine::build(hardware, backends, &Notify::new(|_| {})).unwrap()
+    Machine::build(hardware, backends, notify).unwrap()
 }
 
 /// A machine that is about to run [`CLOCK_READER`].
@@ -259,6 +265,34 @@ fn time_stands_still_from_the_cut_to_the_first_instruction() {
     let Passed { tsc, kvmclock, .. } = time_that_passes(ClockPolicy::Passed { less_ns: 0 }, gap);
     let gap = 2 * gap.as_micros() as u64;
     assert!(kvmclock >= gap && tsc >= gap, "{gap} µs passed, {kvmclock} µs for kvmclock and {tsc} µs for the TSC");
+}
+
+/// A machine, and what it tells.
+fn heard() -> (Machine, Receiver<MachineEvent>) {
+    let (told, heard) = mpsc::channel();
+    (machine_that_tells(1, RAM, &Notify::new(move |event| drop(told.send(event)))), heard)
+}
+
+#[test]
+fn what_a_guest_has_asked_for_and_nobody_has_done_is_told_after_a_restore() {
+    if !has_kvm() {
+        return;
+    }
+    // mov al, 0xfe; out 0x64, al; jmp $
+    let resets = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+    let reset = |heard: &Receiver<MachineEvent>| {
+        let event = heard.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(event, MachineEvent::Power(PowerEvent::Reset)), "{event:?}");
+    };
+    let ((mut from, told), (mut to, again)) = (heard(), heard());
+    from.ram().memory().write_slice(&resets, GuestAddress(CODE)).unwrap();
+    from.pause().unwrap().set_entry(Entry::Linux(CODE)).unwrap();
+    assert!(!values(save(&mut from)).as_object().unwrap().contains_key("power"));
+    from.resume().unwrap();
+    reset(&told);
+    restore(&mut to, save(&mut from)).unwrap();
+    reset(&again);
+    assert!(again.try_recv().is_err(), "once");
 }
 
 #[test]
