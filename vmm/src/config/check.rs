@@ -54,7 +54,8 @@ pub(crate) fn version(version: Option<&Value>) -> Checked {
     }
 }
 
-/// Refuses what is no object at all, and lists where objects belong: serde takes a list for a struct, field by field in their order.
+/// Refuses what is no object at all, and lists where objects belong: serde takes a list for a struct, field by field in
+/// their order.
 pub(crate) fn shapes(root: &Value) -> Checked {
     if !root.is_object() {
         return Err(wrong("configuration", "", format!("{} does not fit", shown(root))));
