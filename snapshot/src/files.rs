@@ -34,7 +34,24 @@ fn perform<T>(_change: Change<'_>, operation: impl FnOnce() -> io::Result<T>) ->
 /// # Errors
 /// Those of mkdir(2) and fsync(2), for the caller to say what the directory is.
 pub fn make_dir(path: &Path) -> io::Result<()> {
-    mkdir(path)?;
+    make_dir_unsynced(path)?;
+    sync_name(path)
+}
+
+/// [`make_dir`] without waiting for the disk: whoever makes something in it that is to last calls [`sync_name`] first.
+///
+/// # Errors
+/// Those of mkdir(2).
+#[expect(clippy::disallowed_methods, reason = "who calls it sees to the name")]
+pub fn make_dir_unsynced(path: &Path) -> io::Result<()> {
+    perform(Change::MakeDirectory(path), || DirBuilder::new().mode(0o700).create(path))
+}
+
+/// Waits until the name of `path` is durable.
+///
+/// # Errors
+/// Those of open(2) and fsync(2), of the directory that has it.
+pub fn sync_name(path: &Path) -> io::Result<()> {
     sync_names(directory_of(path))
 }
 
@@ -61,12 +78,7 @@ pub(crate) fn directory_of(path: &Path) -> &Path {
 
 /// Makes a directory that only its owner can use.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
-    mkdir(path).map_err(|source| Error::io(path, "make the directory", source))
-}
-
-#[expect(clippy::disallowed_methods, reason = "who calls it sees to the name")]
-fn mkdir(path: &Path) -> io::Result<()> {
-    perform(Change::MakeDirectory(path), || DirBuilder::new().mode(0o700).create(path))
+    make_dir_unsynced(path).map_err(|source| Error::io(path, "make the directory", source))
 }
 
 /// Makes an empty file that only its owner can use, open for reading and writing.

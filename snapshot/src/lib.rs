@@ -50,7 +50,7 @@ pub use copy::{NotedCopy, copy_file, rename_durably, write_file};
 pub use digest::{Chunk, Digest, FileDigest};
 pub use disk::LiveDisk;
 pub use error::{Error, Result, Versions};
-pub use files::{make_dir, make_dirs};
+pub use files::{make_dir, make_dir_unsynced, make_dirs, sync_name};
 pub use image::Image;
 pub use manifest::{FORMAT_VERSIONS, FileEntry, Manifest, ManifestHead};
 pub use memory::{MemoryImage, RamPlan, Run};

@@ -154,6 +154,7 @@ pub fn for_restore(config: &VmConfig, state: &StateDir, image: &Image) -> Result
 
 /// A disk with the contents that `image` captured.
 fn as_it_was(disk: &DiskConfig, state: &StateDir, image: &Image) -> Result<Disk> {
+    state.make_disks()?;
     let path = state.disk(&disk.id);
     let unfinished = unfinished(&path);
     remove_if_there(&unfinished)?;
@@ -174,6 +175,7 @@ fn working_copy(disk: &DiskConfig, base: &Base, state: &StateDir, fresh: bool) -
         return if unchanged { Ok(path) } else { Err(changed(disk, &path).into()) };
     }
     base.lock(&disk.id)?;
+    state.make_disks()?;
     let copy = NotedCopy { path: &path, unfinished: &unfinished(&path), note: &note };
     copy.make(|unfinished| base.write_out(unfinished), &origin)?;
     Ok(path)

@@ -1,17 +1,18 @@
 //! A VM's state directory: `lock`, `log`, `console.log`, `disks/`, `checkpoints/`. Private to its owner.
 //!
 //! Invariant: whoever holds a [`StateDir`] is the only VM that runs on it, on this host: `lock` is held by flock(2)
-//! until the process ends, however it ends. What is flushed to files in it is found after a power loss: the directories'
-//! names are durable.
+//! until the process ends, however it ends. What is flushed to disks and checkpoints in it is found after a power loss:
+//! the directories' names are durable before one is made. No earlier: a guest that is restored would wait for it.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
-use ckvmm_snapshot::make_dir;
+use ckvmm_snapshot::{make_dir, make_dir_unsynced, sync_name};
 use nix::unistd::Pid;
 
 use super::{lock, process::Process};
@@ -26,6 +27,8 @@ pub const CONSOLE_LOG: &str = "console.log";
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// Set once its name is durable.
+    lasting: OnceLock<()>,
     _lock: File,
 }
 
@@ -36,8 +39,7 @@ impl StateDir {
     /// If it cannot be made or written, or another VM runs on it.
     pub fn open(path: &Path) -> Result<Self> {
         let path = &std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
-        make_private(path)?;
-        make_private(&path.join("disks"))?;
+        found_or(path, make_dir_unsynced(path))?;
         let lock_path = path.join("lock");
         let what = "cannot be written; mend that, or give another directory with --state (or --work)";
         let io_error = |source| Error::Io { path: lock_path.clone(), what, source };
@@ -54,7 +56,29 @@ impl StateDir {
         }
         // For people who look, and for `holder`: the lock itself is what counts.
         held.set_len(0).and_then(|()| writeln!(held, "{}", std::process::id())).map_err(io_error)?;
-        Ok(StateDir { path: path.into(), _lock: held })
+        Ok(StateDir { path: path.into(), lasting: OnceLock::new(), _lock: held })
+    }
+
+    /// Waits until its name is durable.
+    ///
+    /// # Errors
+    /// If the file system does not say so.
+    pub fn make_lasting(&self) -> Result<()> {
+        if self.lasting.get().is_none() {
+            sync_name(&self.path).map_err(|source| failed(&self.path, source))?;
+            self.lasting.get_or_init(|| ());
+        }
+        Ok(())
+    }
+
+    /// Sees that working copies of disks can be made, to last.
+    ///
+    /// # Errors
+    /// If there can be no directory for them.
+    pub fn make_disks(&self) -> Result<()> {
+        self.make_lasting()?;
+        let path = self.path.join("disks");
+        found_or(&path, make_dir(&path))
     }
 
     /// The directory.
@@ -97,23 +121,24 @@ fn owner(lock: &File) -> String {
     }
 }
 
-fn make_private(path: &Path) -> Result<()> {
-    let failed = |source: io::Error| Error::Io {
-        path: path.into(),
-        what: "the state directory cannot be made there; give another one with --state (or --work)",
-        source,
-    };
-    match make_dir(path) {
-        Ok(()) => Ok(()),
+/// One that is there already is as good.
+fn found_or(path: &Path, made: io::Result<()>) -> Result<()> {
+    let failed = |source| failed(path, source);
+    match made {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             if fs::metadata(path).map_err(failed)?.is_dir() {
                 Ok(())
             } else {
-                Err(failed(io::Error::from(ErrorKind::NotADirectory)))
+                Err(failed(ErrorKind::NotADirectory.into()))
             }
         }
-        Err(error) => Err(failed(error)),
+        made => made.map_err(failed),
     }
+}
+
+fn failed(path: &Path, source: io::Error) -> Error {
+    let what = "the state directory cannot be made there; give another one with --state (or --work)";
+    Error::Io { path: path.into(), what, source }
 }
 
 #[cfg(test)]
@@ -127,11 +152,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.ckvmm");
         let first = StateDir::open(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        first.make_disks().unwrap();
+        for private in [&path, &path.join("disks")] {
+            assert_eq!(fs::metadata(private).unwrap().permissions().mode() & 0o777, 0o700);
+        }
         let error = StateDir::open(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(first);
-        StateDir::open(&path).unwrap();
+        StateDir::open(&path).unwrap().make_disks().unwrap();
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Life<'_> {
     pub(super) fn begin(&mut self, operation: &Running, wanted: Wanted, taken: impl FnOnce()) -> Result<Begun> {
         self.machine.aside().step();
         let session = &mut *self.session;
+        session.state.make_lasting()?;
         let mut staged = match wanted.dir {
             Some(dir) => {
                 dir.parent().map(Store::new).iter().for_each(sweep);
