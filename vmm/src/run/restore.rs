@@ -32,11 +32,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
     let invitation = options.member.then(Invitation::receive).transpose()?;
     let path = options.checkpoint.as_path();
-    if network::manifest::is_one(path) {
-        let reason = format!("of a network; `ckvmm network restore {}` continues it", path.display());
-        return Err(Error::Restore { path: path.into(), reason });
-    }
-    let mut image = Image::open(path)?;
+    let mut image = Image::open(path).map_err(|error| of_one_vm(path, error))?;
     if options.verify_full {
         image.verify(&Progress::default())?;
         image.sync()?;
@@ -74,6 +70,9 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
 fn configuration(path: &Path, image: &Image, set: &[String]) -> Result<VmConfig> {
     let here = std::env::current_dir().map_err(Error::os("finding the current directory"))?;
     let mut value = image.manifest().config.clone();
+    if set.is_empty() {
+        return Ok(VmConfig::from_value(value, &here)?);
+    }
     let saved = VmConfig::from_value(value.clone(), &here)?;
     for assignment in set {
         VmConfig::set(&mut value, assignment)?;
@@ -110,6 +109,15 @@ fn changed_shape(saved: &VmConfig, config: &VmConfig) -> Option<&'static str> {
 fn new_directory(config: &VmConfig) -> PathBuf {
     let unique = Uuid::new_v4().simple().to_string();
     PathBuf::from(format!("{}-{}.ckvmm", config.name, &unique[..8]))
+}
+
+/// Why a directory is no checkpoint of one VM.
+fn of_one_vm(path: &Path, error: ckvmm_snapshot::Error) -> Error {
+    if network::manifest::is_one(path) {
+        let reason = format!("of a network; `ckvmm network restore {}` continues it", path.display());
+        return Error::Restore { path: path.into(), reason };
+    }
+    error.into()
 }
 
 fn in_checkpoint(path: &Path, error: Error) -> Error {
