@@ -1,9 +1,19 @@
 //! The VM as KVM has it: memory slots, interrupt controllers, vCPUs.
+//!
+//! It is made on a thread of its own: KVM's calls take milliseconds, in which others find out what the guest is.
 #![allow(unsafe_code)]
 
+use std::{
+    io::{self, ErrorKind},
+    panic,
+    sync::mpsc::{self, Sender},
+    thread::{self, JoinHandle},
+};
+
+use ckvmm_snapshot::MemoryImage;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::ram::Ram;
 use crate::{
@@ -56,6 +66,7 @@ pub fn open() -> Result<Kvm> {
 }
 
 /// What KVM has of a machine. Fields are dropped in their order: RAM last.
+#[derive(Debug)]
 pub struct Hardware {
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) vm: VmFd,
@@ -66,36 +77,110 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// A VM with `ram` and `vcpus` vCPUs.
+    /// Begins to make a VM: what needs nothing of its guest.
+    ///
+    /// # Errors
+    /// If the host has no thread for it.
+    pub fn begin() -> Result<Begun> {
+        let (shape, given) = mpsc::channel();
+        let make = move || {
+            let bare = Bare::make()?;
+            let nobody = |_| Error::os("making a VM")(io::Error::from(ErrorKind::BrokenPipe));
+            let (slots, vcpus) = given.recv().map_err(nobody)?;
+            let vcpus = bare.shape(slots, vcpus)?;
+            Ok((bare, vcpus))
+        };
+        let made = thread::Builder::new().name("kvm".into()).spawn(make).map_err(Error::os("starting a thread"))?;
+        Ok(Begun { shape, made })
+    }
+}
+
+/// [`Hardware`] that waits for its shape. Where none comes it goes.
+#[derive(Debug)]
+pub struct Begun {
+    shape: Sender<(Slots, u32)>,
+    made: JoinHandle<Result<(Bare, Vec<VcpuFd>)>>,
+}
+
+impl Begun {
+    /// Goes on with `ram` and `vcpus` vCPUs.
+    pub fn shaped(self, ram: Ram, vcpus: u32) -> Unfinished {
+        let Begun { shape, made } = self;
+        // Where making it has failed already `finish` says so.
+        drop(shape.send((slots(&ram), vcpus)));
+        Unfinished { made, ram }
+    }
+}
+
+/// [`Hardware`] that is being made.
+#[derive(Debug)]
+pub struct Unfinished {
+    made: JoinHandle<Result<(Bare, Vec<VcpuFd>)>>,
+    ram: Ram,
+}
+
+impl Unfinished {
+    /// Its RAM, to be filled meanwhile.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Fills its RAM as [`Ram::map`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(&mut self, image: &MemoryImage) -> Result<()> {
+        self.ram.map(image)
+    }
+
+    /// Waits for it.
     ///
     /// # Errors
     /// If `/dev/kvm` cannot be had, KVM does not allow so many vCPUs, or a call fails.
-    pub fn make(ram: Ram, vcpus: u32) -> Result<Hardware> {
-        let kvm = open()?;
-        let (vm, vcpus) = create(&kvm, &ram, vcpus)?;
-        let supported = supported_cpuid(&kvm)?;
+    pub fn finish(self) -> Result<Hardware> {
+        let Unfinished { made, ram } = self;
+        let (Bare { vm, kvm, supported }, vcpus) = made.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
         Ok(Hardware { vcpus, vm, kvm, supported, ram })
     }
 }
 
-fn create(kvm: &Kvm, ram: &Ram, vcpus: u32) -> Result<(VmFd, Vec<VcpuFd>)> {
-    let most = kvm.get_max_vcpus();
-    if vcpus as usize > most {
-        let what = format!("{vcpus} are more than the {most} that this host's KVM allows");
-        return Err(ConfigError::field("vcpus", what, format!("give at most {most}")).into());
+/// A VM, of no shape yet.
+#[derive(Debug)]
+struct Bare {
+    vm: VmFd,
+    kvm: Kvm,
+    supported: CpuId,
+}
+
+impl Bare {
+    fn make() -> Result<Self> {
+        let kvm = open()?;
+        xsave::allow_amx();
+        let vm = create_vm(&kvm).map_err(Error::kvm("creating a VM"))?;
+        let supported = supported_cpuid(&kvm)?;
+        Ok(Bare { vm, kvm, supported })
     }
-    xsave::allow_amx();
-    let vm = create_vm(kvm).map_err(Error::kvm("creating a VM"))?;
-    // Before the interrupt controllers are there: afterwards a slot takes ten times as long.
-    set_memory(&vm, ram)?;
+
+    fn shape(&self, slots: Slots, vcpus: u32) -> Result<Vec<VcpuFd>> {
+        let most = self.kvm.get_max_vcpus();
+        if vcpus as usize > most {
+            let what = format!("{vcpus} are more than the {most} that this host's KVM allows");
+            return Err(ConfigError::field("vcpus", what, format!("give at most {most}")).into());
+        }
+        // Before the interrupt controllers are there: afterwards a slot takes ten times as long.
+        set_memory(&self.vm, slots)?;
+        make_processors(&self.vm, vcpus)
+    }
+}
+
+/// Interrupt controllers, interval timer, vCPUs.
+fn make_processors(vm: &VmFd, vcpus: u32) -> Result<Vec<VcpuFd>> {
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(Error::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.create_irq_chip().map_err(Error::kvm("creating the interrupt controllers"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(Error::kvm("creating the interval timer"))?;
-    let vcpus =
-        (0..vcpus).map(|id| vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))).collect::<Result<_>>()?;
-    Ok((vm, vcpus))
+    (0..vcpus).map(|id| vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))).collect()
 }
 
 /// The CPUID that this host's KVM supports.
@@ -114,17 +199,25 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     kvm.create_vm()
 }
 
-fn set_memory(vm: &VmFd, ram: &Ram) -> Result<()> {
-    for (slot, region) in ram.memory().iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is mapped for as long as `Ram` lives, and the machine drops its VM before its RAM.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("giving the VM its memory"))?;
+/// Where RAM lies, for KVM.
+type Slots = Vec<kvm_userspace_memory_region>;
+
+fn slots(ram: &Ram) -> Slots {
+    let slot = |(slot, region): (u32, &GuestRegionMmap<()>)| kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    (0..).zip(ram.memory().iter()).map(slot).collect()
+}
+
+fn set_memory(vm: &VmFd, slots: Slots) -> Result<()> {
+    for slot in slots {
+        // SAFETY: KVM touches it when a vCPU runs. Then it is mapped: who could let one run has `Hardware`, and what
+        // becomes of that drops its RAM last.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("giving the VM its memory"))?;
     }
     Ok(())
 }

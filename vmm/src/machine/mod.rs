@@ -50,6 +50,7 @@ pub struct Machine {
     vcpus: Vcpus,
     io: IoThread,
     board: Board,
+    /// Of each vCPU, once it has its features.
     contexts: Vec<VcpuContext>,
     vm: VmFd,
     kvm: Kvm,
@@ -63,20 +64,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine around what KVM has of it. It has its processors' features, and nothing in its registers yet.
+    /// Builds a machine around what KVM has of it. Its processors have neither features nor registers yet: these come with
+    /// [`Paused::set_entry`] or [`Paused::restore`].
     ///
     /// # Errors
     /// If KVM lacks something, or a device cannot use its backend.
     pub fn build(hardware: Hardware, backends: Backends, notify: &Notify) -> Result<Machine> {
         let Hardware { vcpus: fds, vm, kvm, supported, ram } = hardware;
-        let vcpus = fds.len() as u32;
         let Assembled { board, buses, subscribers, port } = Board::assemble(&vm, ram.memory(), backends, notify)?;
-        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let contexts = fds
-            .iter()
-            .zip(0..)
-            .map(|(fd, id)| context(&kvm, &vm, fd, id, cpuid::for_vcpu(&supported, id, vcpus, deadline)))
-            .collect::<Result<Vec<_>>>()?;
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers, port)?;
         let vcpus = Vcpus::start(fds, &Arc::new(buses), notify)?;
@@ -85,7 +80,7 @@ impl Machine {
             vcpus,
             io,
             board,
-            contexts,
+            contexts: Vec::new(),
             vm,
             kvm,
             supported,
@@ -217,13 +212,18 @@ impl Paused<'_> {
     /// # Errors
     /// If KVM refuses.
     pub fn set_entry(&mut self, entry: Entry) -> Result<()> {
-        let fds = self.machine.vcpus.lock();
+        let machine = &mut *self.machine;
+        let fds = machine.vcpus.lock();
+        let deadline = machine.kvm.check_extension(Cap::TscDeadlineTimer);
+        machine.contexts.clear();
         for (fd, id) in fds.iter().zip(0..) {
+            let cpuid = cpuid::for_vcpu(&machine.supported, id, fds.len() as u32, deadline);
+            machine.contexts.push(context(&machine.kvm, &machine.vm, fd, id, cpuid)?);
             msrs::set_boot(fd, id)?;
         }
         let boot = &fds[0];
         let sregs = boot.get_sregs().map_err(Error::kvm("reading special registers"))?;
-        let sregs = boot_cpu::sregs(entry, sregs, self.machine.ram.memory())
+        let sregs = boot_cpu::sregs(entry, sregs, machine.ram.memory())
             .map_err(|source| Error::RamAccess { what: "writing page tables", source })?;
         boot.set_sregs(&sregs).map_err(Error::kvm("setting special registers"))?;
         boot.set_regs(&boot_cpu::regs(entry)).map_err(Error::kvm("setting registers"))
@@ -266,11 +266,12 @@ impl Paused<'_> {
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
         let clock: ClockState = states.take("clock")?;
         let mut saved = Vec::with_capacity(fds.len());
-        for (fd, context) in fds.iter().zip(&mut machine.contexts) {
-            let state: VcpuState = states.take(&format!("vcpu/{}", context.id))?;
+        machine.contexts.clear();
+        for (fd, id) in fds.iter().zip(0..) {
+            let state: VcpuState = states.take(&format!("vcpu/{id}"))?;
             let cpuid = state.cpuid()?;
             require_features(&cpuid, &machine.supported)?;
-            *context = self::context(&machine.kvm, &machine.vm, fd, context.id, cpuid)?;
+            machine.contexts.push(context(&machine.kvm, &machine.vm, fd, id, cpuid)?);
             saved.push(state);
         }
         clock.restore_tsc(&machine.vm, &fds, policy)?;

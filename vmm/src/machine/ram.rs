@@ -67,25 +67,25 @@ impl Ram {
         Ok(Ram { memory, mapping, mapped: Vec::new(), layers: Vec::new(), habits: Arc::default() })
     }
 
-    /// RAM as `image` has it, without reading it: its runs of data are mapped privately, all else is zero. (The shortest
-    /// of very many runs are read: the kernel limits the number of mappings.)
+    /// Makes it as `image` has it, without reading that: its runs of data are mapped privately, all else stays zero. (The
+    /// shortest of very many runs are read: the kernel limits the number of mappings.)
     ///
     /// # Errors
     /// If the image is of a machine with another address map, or a mapping fails.
-    pub fn from_image(image: &MemoryImage, bytes: u64) -> Result<Self> {
-        let mut ram = Self::zeroed(bytes)?;
+    pub fn map(&mut self, image: &MemoryImage) -> Result<()> {
+        let bytes = self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>();
         let RamPlan { mapped, read } = image.plan();
         let part = (bytes / MAPPINGS).next_power_of_two().max(PART);
         for run in &mapped {
-            ram.map_run(image, run, part).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+            self.map_run(image, run, part).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
         for run in &read {
-            ram.read_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
+            self.read_run(image, run).map_err(|source| Error::Ram { bytes: run.bytes, source })?;
         }
         let layers = (0..image.layers()).map(|layer| image.layer(layer).try_clone());
-        ram.layers = layers.collect::<io::Result<_>>().map_err(|source| Error::Ram { bytes, source })?;
-        ram.mapped = mapped;
-        Ok(ram)
+        self.layers = layers.collect::<io::Result<_>>().map_err(|source| Error::Ram { bytes, source })?;
+        self.mapped = mapped;
+        Ok(())
     }
 
     /// The memory as devices and loaders see it.

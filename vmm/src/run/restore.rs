@@ -19,7 +19,7 @@ use crate::{
     config::{ConfigError, VmConfig},
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
-    machine::ram::Ram,
+    machine::{kvm::Hardware, ram::Ram},
     network::{self, member::Invitation},
     state::clock::ClockPolicy,
 };
@@ -30,6 +30,7 @@ use crate::{
 /// If the checkpoint is damaged, this host cannot continue it, or the VM ends in a way that is nobody's wish.
 pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let signals = Signals::block()?;
+    let hardware = Hardware::begin()?;
     let invitation = options.member.then(Invitation::receive).transpose()?;
     let path = options.checkpoint.as_path();
     let mut image = Image::open(path).map_err(|error| of_one_vm(path, error))?;
@@ -38,7 +39,8 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         image.sync()?;
     }
     let config = configuration(path, &image, &options.set)?;
-    let ram = Ram::from_image(image.memory(), config.memory.0)?;
+    let mut hardware = hardware.shaped(Ram::zeroed(config.memory.0)?, config.vcpus);
+    hardware.map(image.memory())?;
     let states = image.take_state()?;
     let socket = api_socket(options.api_socket.as_deref(), &config)?;
     let directory = options.work.unwrap_or_else(|| new_directory(&config));
@@ -47,7 +49,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket)?;
     session.join(invitation, Some(&image))?;
-    let mut machine = session.build_machine(ram)?;
+    let mut machine = session.build_machine(hardware)?;
     let policy = match options.clock {
         Clock::Freeze => ClockPolicy::Freeze,
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },

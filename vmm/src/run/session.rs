@@ -37,7 +37,7 @@ use crate::{
         Machine,
         board::{Backends, Board, NicBackend, NicLink},
         events::{MachineEvent, Notify},
-        kvm::Hardware,
+        kvm::{Hardware, Unfinished},
         ram::Ram,
     },
     network::member::{self, Member},
@@ -152,21 +152,21 @@ impl Session {
     }
 
     /// A machine with a kernel loaded, at the kernel's entry.
-    pub(super) fn boot_machine(&self, Loaded { ram, entry }: Loaded) -> Result<Machine> {
-        let mut machine = self.build_machine(ram)?;
+    pub(super) fn boot_machine(&self, Loaded { hardware, entry }: Loaded) -> Result<Machine> {
+        let mut machine = self.build_machine(hardware)?;
         machine.pause()?.set_entry(entry)?;
         Ok(machine)
     }
 
-    /// The machine of the configuration, around `ram`.
-    pub(super) fn build_machine(&self, ram: Ram) -> Result<Machine> {
+    /// The machine of the configuration.
+    pub(super) fn build_machine(&self, hardware: Unfinished) -> Result<Machine> {
         let number = self.machine.fetch_add(1, Ordering::Relaxed) + 1;
         let sender = self.sender.clone();
         // A main loop that has ended needs no events.
         let notify = Notify::new(move |event| drop(sender.send(Event::Machine(number, event))));
         // First what the configuration names: that can be mended there.
         let backends = self.backends()?;
-        let machine = Machine::build(Hardware::make(ram, self.config.vcpus)?, backends, &notify)?;
+        let machine = Machine::build(hardware.finish()?, backends, &notify)?;
         self.shared.set_cards(machine.cards().clone());
         Ok(machine)
     }
@@ -211,10 +211,10 @@ impl Session {
     }
 }
 
-/// RAM of a machine to be, with a kernel in it.
+/// A machine to be, with a kernel in its RAM.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    ram: Ram,
+    hardware: Unfinished,
     entry: Entry,
 }
 
@@ -223,9 +223,9 @@ impl Loaded {
     pub(super) fn new(config: &VmConfig) -> Result<Self> {
         let virtio_devices = Board::virtio_devices(config.disks.len(), config.nics.len());
         let shape = Shape { memory: config.memory.0, vcpus: config.vcpus, virtio_devices };
-        let ram = Ram::zeroed(config.memory.0)?;
-        let entry = boot::load(&config.kernel, shape, ram.memory())?;
-        Ok(Loaded { ram, entry })
+        let hardware = Hardware::begin()?.shaped(Ram::zeroed(config.memory.0)?, config.vcpus);
+        let entry = boot::load(&config.kernel, shape, hardware.ram().memory())?;
+        Ok(Loaded { hardware, entry })
     }
 }
 

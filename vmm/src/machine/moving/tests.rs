@@ -31,6 +31,13 @@ fn image(ram: &Ram, dir: &Path, base: Option<&Arc<Image>>) -> Image {
     Image::open(&staged.commit(head).unwrap()).unwrap()
 }
 
+/// RAM as `image` has it.
+fn mapped(image: &Image) -> Ram {
+    let mut ram = Ram::zeroed(RAM).unwrap();
+    ram.map(image.memory()).unwrap();
+    ram
+}
+
 fn content(ram: &Ram) -> Vec<u8> {
     let mut content = vec![0; RAM as usize];
     ram.memory().read_slice(&mut content, GuestAddress(0)).unwrap();
@@ -60,7 +67,7 @@ fn images(dir: &Path) -> [Image; 2] {
 fn ram_is_the_same_wherever_it_was_written_to_meanwhile_and_can_be_lent_afterwards() {
     let dir = tempfile::tempdir().unwrap();
     for image in images(dir.path()) {
-        let mut ram = Ram::from_image(image.memory(), RAM).unwrap();
+        let mut ram = mapped(&image);
         let as_saved = content(&ram);
         let mut expected = as_saved.clone();
         let mut moving = Moving::new(&ram).unwrap();
@@ -92,7 +99,7 @@ fn ram_is_the_same_wherever_it_was_written_to_meanwhile_and_can_be_lent_afterwar
         assert!(content(&ram) == expected);
         let copies = Copies { most_bytes: MIB, ready_bytes: MIB, has_room: Arc::new(|| true) };
         assert!(ram.lend(copies).is_some());
-        assert!(content(&Ram::from_image(image.memory(), RAM).unwrap()) == as_saved, "the image has not changed");
+        assert!(content(&mapped(&image)) == as_saved, "the image has not changed");
     }
 }
 
@@ -100,7 +107,7 @@ fn ram_is_the_same_wherever_it_was_written_to_meanwhile_and_can_be_lent_afterwar
 fn what_is_not_moved_yet_is_still_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let [image, _] = images(dir.path());
-    let mut ram = Ram::from_image(image.memory(), RAM).unwrap();
+    let mut ram = mapped(&image);
     let expected = content(&ram);
     let all = ram.mapped().to_vec();
     for (own, left) in [
@@ -129,7 +136,7 @@ fn what_is_not_moved_yet_is_still_mapped() {
 fn a_copy_takes_the_place_of_what_could_not_be_moved() {
     let dir = tempfile::tempdir().unwrap();
     let [image, _] = images(dir.path());
-    let ram = Ram::from_image(image.memory(), RAM).unwrap();
+    let ram = mapped(&image);
     let expected = content(&ram);
     let mut moving = Moving::new(&ram).unwrap();
     moving.prepare(&ram, Wanted::All).unwrap();
@@ -144,7 +151,7 @@ fn a_copy_takes_the_place_of_what_could_not_be_moved() {
 fn an_image_that_cannot_be_read_is_an_error_and_ram_stays_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let [image, _] = images(dir.path());
-    let ram = Ram::from_image(image.memory(), RAM).unwrap();
+    let ram = mapped(&image);
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("first/memory")).unwrap();
     file.set_len(6 * MIB).unwrap();
     let mut moving = Moving::new(&ram).unwrap();
