@@ -18,7 +18,7 @@ use ckvmm_tests::{
     LIMIT,
     api::wait_until,
     bare_metal::Home,
-    birth::Held,
+    birth::{Held, Still},
     lines::{FAILED, is_error, refused},
 };
 use nix::sys::signal::Signal;
@@ -180,6 +180,37 @@ fn a_killed_writer_and_a_killed_supervisor_cost_the_cut_and_nothing_else() {
     network.goes_on();
     network.kill_members();
     let mut network = Network::restore(&home, &home.join(last), NODES, "again.ckvmm");
+    network.goes_on();
+    network.ends_whole();
+    network.kill9();
+}
+
+#[test]
+fn an_image_that_its_disk_does_not_let_go_of_costs_cuts_and_holds_no_frames() {
+    if guest::skipped() {
+        return;
+    }
+    let home = Home::new();
+    let mut network = Network::up(&home, NODES, "broadcast=1/16");
+    network.goes_on();
+    network.checkpoint();
+    let finisher = Still::thread(network.members[1].pid(), "checkpoint");
+    let writer = network.begin_cut(0);
+    let is_at_work = |node: usize| !network.status()["nodes"][node]["cut_so_far"].is_null();
+    wait_until("node 1 takes the cut", || is_at_work(1).then_some(()));
+    writer.kill9();
+    let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
+    is_error(&line, &["node 0", "the writer was killed", "; the network goes on"]);
+    let state = network.state.to_str().unwrap();
+    for _ in 0..2 {
+        wait_until("the others have let go", || (!is_at_work(0) && !is_at_work(2)).then_some(()));
+        let output = home.run(["network", "checkpoint", "--state", state]);
+        refused(&output, FAILED, &["node 1", "its disk has not let go of it"]);
+    }
+    drop(finisher);
+    wait_until("node 1 has let go", || (!is_at_work(1)).then_some(()));
+    network.goes_on();
+    network.checkpoint();
     network.goes_on();
     network.ends_whole();
     network.kill9();

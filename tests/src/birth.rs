@@ -1,9 +1,10 @@
 //! A child of another process, held from its first instruction on: what it does takes a moment, and a test may need all
-//! the time in the world for what is to happen meanwhile. The kernel holds it for whoever traces its parent.
+//! the time in the world for what is to happen meanwhile. The kernel holds it for whoever traces its parent. And a thread
+//! that stands still, as if its disk did not answer.
 //!
-//! Invariant: all calls about a process come from the thread that traces it, so neither type leaves its thread.
+//! Invariant: all calls about a process come from the thread that traces it, so no type leaves its thread.
 
-use std::marker::PhantomData;
+use std::{ffi::OsStr, fs, marker::PhantomData, path::Path};
 
 use nix::{
     sys::{
@@ -68,6 +69,35 @@ impl Drop for Held {
         if ptrace::detach(self.0, None).is_err() {
             while !matches!(wait(self.0), WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {}
         }
+    }
+}
+
+/// A thread that stands still. It goes on when this goes.
+#[derive(Debug)]
+pub struct Still(Pid, PhantomData<*const ()>);
+
+impl Still {
+    /// Stops the thread of that name of a process.
+    ///
+    /// # Panics
+    /// If there is none, or that is not allowed.
+    pub fn thread(process: i32, name: &str) -> Self {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs").flatten();
+        let is_called = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        let thread = threads.map(|thread| thread.path()).find(|path| is_called(path)).expect("it has such a thread");
+        let number = thread.file_name().and_then(OsStr::to_str).and_then(|number| number.parse().ok());
+        let thread = Pid::from_raw(number.expect("threads have numbers"));
+        ptrace::seize(thread, Options::empty()).expect("a process of this test can be traced");
+        ptrace::interrupt(thread).expect("it is traced");
+        wait(thread);
+        Still(thread, PhantomData)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        // Of a process that was killed there is none any more.
+        let _ = ptrace::detach(self.0, None);
     }
 }
 

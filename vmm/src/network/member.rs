@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ckvmm_net::capture::Captured;
 use ckvmm_net::cut::{Input, Limits, Setup, Why};
@@ -67,8 +67,8 @@ pub struct Member {
     open: Option<Open>,
     /// The cut of which the supervisor is to hear.
     owed: Option<Colour>,
-    /// A cut to be taken when the one before it has gone.
-    pub next: Option<Colour>,
+    /// A cut to be taken when the one before it has gone, and until when.
+    pub next: Option<(Colour, Instant)>,
     part: Part,
 }
 

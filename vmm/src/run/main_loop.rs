@@ -40,6 +40,8 @@ enum Wake {
     Due,
     /// It is time to move some more RAM.
     Move,
+    /// A cut of the network has waited for too long.
+    LateCut,
 }
 
 /// One machine's life: from its start to a reset or the VM's end.
@@ -129,6 +131,10 @@ impl Life<'_> {
                     self.move_some()?;
                     Next::Continue
                 }
+                Wake::LateCut => {
+                    self.fail_next_cut();
+                    Next::Continue
+                }
                 Wake::Deadline => {
                     let waited = self.session.config.stop_timeout.as_secs_f64();
                     say(&format!("the guest did not power off within {waited} s (\"stop_timeout\"); it is ended"));
@@ -149,7 +155,8 @@ impl Life<'_> {
             None => self.due.map(|due| (due, Wake::Due)),
         };
         let next = self.moving.as_ref().map(|moving| (moving.next, Wake::Move));
-        let Some((until, wake)) = due.into_iter().chain(next).min_by_key(|(until, _)| *until) else {
+        let cut = self.next_cut_waits_until().map(|until| (until, Wake::LateCut));
+        let Some((until, wake)) = due.into_iter().chain(next).chain(cut).min_by_key(|(until, _)| *until) else {
             // This end holds a sender.
             return self.session.events.recv().map_or(Wake::Deadline, Wake::Event);
         };

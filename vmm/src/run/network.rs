@@ -1,6 +1,9 @@
 //! A VM's part in its network, in the main loop: what the supervisor and the port say, and what follows for the machine.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ckvmm_net::Colour;
 use ckvmm_net::cut::{Input, Output};
@@ -27,6 +30,9 @@ use crate::{
     operations::{Asker, CheckpointDone, Operation, Running},
     state::clock::ClockPolicy,
 };
+
+/// For so long a cut waits for an image that is given up, whose disk may hang: the others' frames wait with it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Life<'_> {
     /// What comes of an event of the network.
@@ -63,7 +69,11 @@ impl Life<'_> {
 
     fn cut(&mut self, output: Output<port::Frame>) -> Result<Next> {
         match (output, &mut self.session.network) {
-            (Output::TakeCut(cut), Some(member)) if self.session.writing => member.next = Some(cut),
+            // It may be asked for twice.
+            (Output::TakeCut(cut), Some(member)) if cut <= member.port.colour() => {}
+            (Output::TakeCut(cut), Some(member)) if self.session.writing => {
+                member.next = Some((cut, Instant::now() + PATIENCE));
+            }
             (Output::TakeCut(cut), Some(_)) => return self.take_cut(cut),
             (output, _) => self.session.cut_goes_on(output),
         }
@@ -73,8 +83,24 @@ impl Life<'_> {
     /// Takes the cut that had to wait for the end of another image.
     pub(super) fn take_next_cut(&mut self) -> Result<Next> {
         match self.session.network.as_mut().and_then(|member| member.next.take()) {
-            Some(cut) => self.take_cut(cut),
+            Some((cut, _)) => self.take_cut(cut),
             None => Ok(Next::Continue),
+        }
+    }
+
+    /// Until when a cut waits.
+    pub(super) fn next_cut_waits_until(&self) -> Option<Instant> {
+        let (_, until) = self.session.network.as_ref()?.next?;
+        Some(until)
+    }
+
+    /// The cut has waited for too long.
+    pub(super) fn fail_next_cut(&mut self) {
+        let Some(member) = &mut self.session.network else { return };
+        let colour = member.port.colour();
+        if let Some((cut, _)) = member.next.take().filter(|(cut, _)| *cut > colour) {
+            let why = "the image of the cut before is given up, and its disk has not let go of it yet";
+            member.tell(Input::CutFailed(cut, why.into()));
         }
     }
 
