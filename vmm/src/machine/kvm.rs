@@ -83,8 +83,11 @@ impl Hardware {
     /// If the host has no thread for it.
     pub fn begin() -> Result<Begun> {
         let (shape, given) = mpsc::channel();
+        // Not by the thread: what counts KVM's events (kvm_stat) finds a VM by who made it.
+        let vm = make_vm();
         let make = move || {
-            let bare = Bare::make()?;
+            let (kvm, vm) = vm?;
+            let bare = Bare { supported: supported_cpuid(&kvm)?, kvm, vm };
             let nobody = |_| Error::os("making a VM")(io::Error::from(ErrorKind::BrokenPipe));
             let (slots, vcpus) = given.recv().map_err(nobody)?;
             let vcpus = bare.shape(slots, vcpus)?;
@@ -153,14 +156,6 @@ struct Bare {
 }
 
 impl Bare {
-    fn make() -> Result<Self> {
-        let kvm = open()?;
-        xsave::allow_amx();
-        let vm = create_vm(&kvm).map_err(Error::kvm("creating a VM"))?;
-        let supported = supported_cpuid(&kvm)?;
-        Ok(Bare { vm, kvm, supported })
-    }
-
     fn shape(&self, slots: Slots, vcpus: u32) -> Result<Vec<VcpuFd>> {
         let most = self.kvm.get_max_vcpus();
         if vcpus as usize > most {
@@ -171,6 +166,13 @@ impl Bare {
         set_memory(&self.vm, slots)?;
         make_processors(&self.vm, vcpus)
     }
+}
+
+fn make_vm() -> Result<(Kvm, VmFd)> {
+    let kvm = open()?;
+    xsave::allow_amx();
+    let vm = create_vm(&kvm).map_err(Error::kvm("creating a VM"))?;
+    Ok((kvm, vm))
 }
 
 /// Interrupt controllers, interval timer, vCPUs.
@@ -215,8 +217,8 @@ fn slots(ram: &Ram) -> Slots {
 
 fn set_memory(vm: &VmFd, slots: Slots) -> Result<()> {
     for slot in slots {
-        // SAFETY: KVM touches it when a vCPU runs. Then it is mapped: who could let one run has `Hardware`, and what
-        // becomes of that drops its RAM last.
+        // SAFETY: KVM touches it when a vCPU runs, and then it is mapped: who could let one run has `Hardware`, and a
+        // machine, which drops its RAM last. Where it comes to none RAM may go first.
         unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("giving the VM its memory"))?;
     }
     Ok(())

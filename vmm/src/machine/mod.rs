@@ -70,7 +70,7 @@ impl Machine {
     /// # Errors
     /// If KVM lacks something, or a device cannot use its backend.
     pub fn build(hardware: Hardware, backends: Backends, notify: &Notify) -> Result<Machine> {
-        let Hardware { vcpus: fds, vm, kvm, supported, ram } = hardware;
+        let Hardware { ram, supported, kvm, vm, vcpus: fds } = hardware;
         let Assembled { board, buses, subscribers, port } = Board::assemble(&vm, ram.memory(), backends, notify)?;
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers, port)?;
@@ -248,6 +248,7 @@ impl Paused<'_> {
                 instant = clock.instant();
             }
         }
+        assert_eq!(self.machine.contexts.len(), fds.len(), "a machine without features has no state");
         for (fd, context) in fds.iter().zip(&self.machine.contexts) {
             states.put(&format!("vcpu/{}", context.id), &VcpuState::save(fd, context)?)?;
         }
