@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-use ckvmm_snapshot::{make_dir, make_dir_unsynced, sync_name};
+use ckvmm_snapshot::{make_dir_unsynced, sync_name};
 use nix::unistd::Pid;
 
 use super::{lock, process::Process};
@@ -27,6 +27,8 @@ pub const CONSOLE_LOG: &str = "console.log";
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// It was not there before.
+    is_new: bool,
     /// Set once its name is durable.
     lasting: OnceLock<()>,
     _lock: File,
@@ -39,7 +41,7 @@ impl StateDir {
     /// If it cannot be made or written, or another VM runs on it.
     pub fn open(path: &Path) -> Result<Self> {
         let path = &std::path::absolute(path).map_err(Error::os("finding the current directory"))?;
-        found_or(path, make_dir_unsynced(path))?;
+        let is_new = make_or_find(path)?;
         let lock_path = path.join("lock");
         let what = "cannot be written; mend that, or give another directory with --state (or --work)";
         let io_error = |source| Error::Io { path: lock_path.clone(), what, source };
@@ -56,17 +58,20 @@ impl StateDir {
         }
         // For people who look, and for `holder`: the lock itself is what counts.
         held.set_len(0).and_then(|()| writeln!(held, "{}", std::process::id())).map_err(io_error)?;
-        Ok(StateDir { path: path.into(), lasting: OnceLock::new(), _lock: held })
+        Ok(StateDir { path: path.into(), is_new, lasting: OnceLock::new(), _lock: held })
     }
 
-    /// Waits until its name is durable.
+    /// Waits until its name is durable. Who made it before this process may have seen to that, and may not let the
+    /// directory above be read: of such a one it is no error that it cannot be waited for.
     ///
     /// # Errors
     /// If the file system does not say so.
     pub fn make_lasting(&self) -> Result<()> {
         if self.lasting.get().is_none() {
-            sync_name(&self.path).map_err(|source| failed(&self.path, source))?;
-            self.lasting.get_or_init(|| ());
+            match sync_name(&self.path) {
+                Err(source) if self.is_new => return Err(not_lasting(&self.path, source)),
+                _ => self.lasting.get_or_init(|| ()),
+            };
         }
         Ok(())
     }
@@ -78,7 +83,8 @@ impl StateDir {
     pub fn make_disks(&self) -> Result<()> {
         self.make_lasting()?;
         let path = self.path.join("disks");
-        found_or(&path, make_dir(&path))
+        make_or_find(&path)?;
+        sync_name(&path).map_err(|source| not_lasting(&path, source))
     }
 
     /// The directory.
@@ -121,23 +127,24 @@ fn owner(lock: &File) -> String {
     }
 }
 
-/// One that is there already is as good.
-fn found_or(path: &Path, made: io::Result<()>) -> Result<()> {
-    let failed = |source| failed(path, source);
-    match made {
+/// Makes a directory; false if it is there already, which is as good.
+fn make_or_find(path: &Path) -> Result<bool> {
+    let what = "the state directory cannot be made there; give another one with --state (or --work)";
+    let failed = |source| Error::Io { path: path.into(), what, source };
+    match make_dir_unsynced(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             if fs::metadata(path).map_err(failed)?.is_dir() {
-                Ok(())
+                Ok(false)
             } else {
                 Err(failed(ErrorKind::NotADirectory.into()))
             }
         }
-        made => made.map_err(failed),
+        made => made.map(|()| true).map_err(failed),
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> Error {
-    let what = "the state directory cannot be made there; give another one with --state (or --work)";
+fn not_lasting(path: &Path, source: io::Error) -> Error {
+    let what = "its name cannot be made durable; give another state directory with --state (or --work)";
     Error::Io { path: path.into(), what, source }
 }
 

@@ -96,9 +96,11 @@ impl Life<'_> {
 
     /// Captures the machine; `taken` is called while it stands still.
     pub(super) fn begin(&mut self, operation: &Running, wanted: Wanted, taken: impl FnOnce()) -> Result<Begun> {
+        if wanted.dir.as_deref().unwrap_or(self.session.store.path()).starts_with(self.session.state.path()) {
+            self.session.state.make_lasting()?;
+        }
         self.machine.aside().step();
         let session = &mut *self.session;
-        session.state.make_lasting()?;
         let mut staged = match wanted.dir {
             Some(dir) => {
                 dir.parent().map(Store::new).iter().for_each(sweep);
