@@ -13,6 +13,7 @@ use ckvmm_tests::{
     lines::{FAILED, USAGE, refused},
     mount,
 };
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 /// An image of a guest with a disk, in the store of a home; the VM is gone.
 fn image() -> (Home, PathBuf) {
@@ -120,6 +121,11 @@ fn directories_that_are_no_checkpoint() {
     refused(&home.run(["restore", "vm.json"]), FAILED, &["vm.json: not a checkpoint: it is not a directory"]);
     fs::create_dir(home.join("empty")).unwrap();
     refused(&home.run(["restore", "empty"]), FAILED, &["empty: not a checkpoint: it has no manifest.json"]);
+    fs::create_dir(home.join("fifo")).unwrap();
+    mkfifo(&home.join("fifo/manifest.json"), Mode::S_IRUSR).unwrap();
+    for verb in ["restore", "inspect", "verify"] {
+        refused(&home.run([verb, "fifo"]), FAILED, &["fifo/manifest.json", "not a regular file"]);
+    }
     refused(&home.run(["list", "nowhere"]), FAILED, &["nowhere: no such directory"]);
     refused(&home.run(["list", whole.to_str().unwrap()]), USAGE, &["is one checkpoint", "ckvmm inspect"]);
 }

@@ -3,8 +3,9 @@
 //! Invariants: it is written once, and that is the commit. What it lists was whole and on the disk before. A changed byte in
 //! it is seen by its seal; through its digests one in any node's manifest, and through that one in any of its files.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
@@ -159,7 +160,12 @@ pub fn digest(path: &Path) -> std::io::Result<String> {
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    // A FIFO may have nobody at its other end.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    file.take(BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
