@@ -109,8 +109,8 @@ impl Drop for Network<'_> {
 /// Writes `net.json`, with these fields too, and what it names.
 pub(crate) fn describe(home: &Home, nodes: usize, jobs: &str, fields: &Value) {
     let mut config = config::add_to_cmdline(config::linux(jobs), "{network} ckvmm.to=n-0");
-    // What is written while guests are busy takes its time.
-    config["memory"] = "96MiB".into();
+    // Little, since what is written while guests are busy takes its time; with room for what they receive meanwhile.
+    config["memory"] = "128MiB".into();
     describe_as(home, nodes, &config, fields);
 }
 
