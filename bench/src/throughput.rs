@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckvmm_snapshot::Digest;
+use ckvmm_snapshot::Tagging;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -82,9 +82,10 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
 
 /// Bytes in a second that the guest's memory can be digested, chunk by chunk, by one core.
 fn digest(content: &[u8]) -> f64 {
+    let tagging = Tagging::Mac([0; 16]);
     let begun = Instant::now();
     for chunk in content.chunks(2 << 20) {
-        black_box(Digest::of(chunk));
+        black_box(tagging.tag(chunk));
     }
     content.len() as f64 / begun.elapsed().as_secs_f64()
 }

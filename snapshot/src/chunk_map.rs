@@ -4,34 +4,39 @@
 //!
 //! ```text
 //!  0  8  magic "CKVMMMAP"
-//!  8  4  format version, 1
+//!  8  4  format version, 2; or 1, without a key
 //! 12  4  bytes in a chunk, 2 MiB
 //! 16  8  length of the file, bytes: it has N = ceil(length / 2 MiB) chunks, the last perhaps a short one
 //! 24  4  R, number of regions: 0 for a disk
 //! 28  4  reserved, 0
 //! 32  8  D, number of data chunks
-//! 40  24 R  regions: guest address, bytes, offset in the file
+//! 40 16  key of the tags, in version 2
+//!    24 R  regions: guest address, bytes, offset in the file
 //!     N     one byte a chunk: 0 zero, 1 data
-//!     32 D  BLAKE3 digests of the data chunks, in order
+//!     32 D  tags of the data chunks, in order
 //! ```
 //!
 //! Invariants: the regions ascend without overlap and each begins at the next chunk boundary of the file after the one
 //! before, so that a chunk belongs to one region; the bytes between are zero. A chunk of zeros is marked zero, never
-//! data, so one content has one map.
+//! data, so under one key one content has one map.
 
 use std::ops::Range;
 use std::path::Path;
 
-use crate::digest::{Chunk, Digest};
-use crate::error::{Error, Flaw, Result};
+use crate::error::{Error, Flaw, Result, Versions};
 use crate::limits::{CHUNK_BYTES, IMAGE_FILE_BYTES_MAX, PAGE_BYTES, REGIONS_MAX};
+use crate::tag::{Chunk, Tag, Tagging};
 use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"CKVMMMAP";
-const MAP_FORMAT_VERSION: u16 = 1;
+/// With BLAKE3 digests for tags.
+const VERSION_HASH: u16 = 1;
+const VERSION_MAC: u16 = 2;
+const VERSIONS: Versions = Versions { oldest: VERSION_HASH, newest: VERSION_MAC };
 const HEADER_BYTES: u64 = 40;
+const KEY_BYTES: u64 = 16;
 const REGION_BYTES: u64 = 24;
-const DIGEST_BYTES: u64 = 32;
+const TAG_BYTES: u64 = 32;
 
 /// A range of guest RAM and where it lies in the memory file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,30 +94,31 @@ impl Region {
 pub struct ChunkMap {
     file_bytes: u64,
     regions: Vec<Region>,
+    tagging: Tagging,
     /// True for data, one a chunk.
     is_data: Vec<bool>,
     /// One for each data chunk, in order.
-    digests: Vec<Digest>,
+    tags: Vec<Tag>,
 }
 
 impl ChunkMap {
     /// A map of a file of `file_bytes` to which every chunk has yet to be pushed.
-    pub(crate) fn for_file(file_bytes: u64) -> ChunkMap {
-        ChunkMap { file_bytes, regions: Vec::new(), is_data: Vec::new(), digests: Vec::new() }
+    pub(crate) fn for_file(file_bytes: u64, tagging: Tagging) -> ChunkMap {
+        ChunkMap { file_bytes, regions: Vec::new(), tagging, is_data: Vec::new(), tags: Vec::new() }
     }
 
     /// A map of a memory file, to which every chunk has yet to be pushed.
-    pub(crate) fn for_memory(regions: Vec<Region>) -> ChunkMap {
+    pub(crate) fn for_memory(regions: Vec<Region>, tagging: Tagging) -> ChunkMap {
         let file_bytes = regions.last().map_or(0, Region::file_end);
-        ChunkMap { regions, ..ChunkMap::for_file(file_bytes) }
+        ChunkMap { regions, ..ChunkMap::for_file(file_bytes, tagging) }
     }
 
     /// Says what the next chunk holds.
     pub(crate) fn push(&mut self, chunk: Chunk) {
         debug_assert!((self.is_data.len() as u64) < chunk_count(self.file_bytes), "no more chunks than the file has");
         self.is_data.push(matches!(chunk, Chunk::Data(_)));
-        if let Chunk::Data(digest) = chunk {
-            self.digests.push(digest);
+        if let Chunk::Data(tag) = chunk {
+            self.tags.push(tag);
         }
     }
 
@@ -126,12 +132,17 @@ impl ChunkMap {
         &self.regions
     }
 
+    /// How its tags are made.
+    pub fn tagging(&self) -> Tagging {
+        self.tagging
+    }
+
     /// Every chunk with its range of the file, in order.
     pub fn chunks(&self) -> impl Iterator<Item = (Range<u64>, Chunk)> {
-        let mut digests = self.digests.iter();
+        let mut tags = self.tags.iter();
         chunk_ranges(self.file_bytes).zip(&self.is_data).map(move |(range, is_data)| {
-            let digest = if *is_data { digests.next() } else { None };
-            (range, digest.map_or(Chunk::Zero, |digest| Chunk::Data(*digest)))
+            let tag = if *is_data { tags.next() } else { None };
+            (range, tag.map_or(Chunk::Zero, |tag| Chunk::Data(*tag)))
         })
     }
 
@@ -145,20 +156,25 @@ impl ChunkMap {
         debug_assert_eq!(self.is_data.len() as u64, chunk_count(self.file_bytes), "every chunk was pushed");
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&u32::from(MAP_FORMAT_VERSION).to_le_bytes());
+        let (version, key) = match &self.tagging {
+            Tagging::Hash => (VERSION_HASH, &[][..]),
+            Tagging::Mac(key) => (VERSION_MAC, &key[..]),
+        };
+        out.extend_from_slice(&u32::from(version).to_le_bytes());
         out.extend_from_slice(&(CHUNK_BYTES as u32).to_le_bytes());
         out.extend_from_slice(&self.file_bytes.to_le_bytes());
         out.extend_from_slice(&(self.regions.len() as u32).to_le_bytes());
         out.extend_from_slice(&0_u32.to_le_bytes());
-        out.extend_from_slice(&(self.digests.len() as u64).to_le_bytes());
+        out.extend_from_slice(&(self.tags.len() as u64).to_le_bytes());
+        out.extend_from_slice(key);
         for region in &self.regions {
             out.extend_from_slice(&region.guest_address.to_le_bytes());
             out.extend_from_slice(&region.bytes.to_le_bytes());
             out.extend_from_slice(&region.file_offset.to_le_bytes());
         }
         out.extend(self.is_data.iter().map(|is_data| u8::from(*is_data)));
-        for digest in &self.digests {
-            out.extend_from_slice(&digest.0);
+        for tag in &self.tags {
+            out.extend_from_slice(&tag.0);
         }
         out
     }
@@ -173,12 +189,16 @@ impl ChunkMap {
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<ChunkMap, Flaw> {
         let mut reader = Reader::new(bytes);
-        reader.header(MAGIC, MAP_FORMAT_VERSION, "chunk map")?;
+        let version = reader.header(MAGIC, VERSIONS, "chunk map")?;
         let chunk_bytes = reader.u32()?;
         let file_bytes = reader.u64()?;
         let region_count = reader.u32()?;
         let reserved = reader.u32()?;
         let data_count = reader.u64()?;
+        let (tagging, key_bytes) = match version {
+            VERSION_HASH => (Tagging::Hash, 0),
+            _ => (Tagging::Mac(reader.array()?), KEY_BYTES),
+        };
         if u64::from(chunk_bytes) != CHUNK_BYTES || reserved != 0 || file_bytes > IMAGE_FILE_BYTES_MAX {
             return Err(Flaw::broken("its header holds values that ckvmm does not write"));
         }
@@ -187,7 +207,8 @@ impl ChunkMap {
             return Err(Flaw::broken("it states more regions or data chunks than there can be"));
         }
         // Bounded by the checks above, so it cannot overflow; the length of the input bounds every allocation below.
-        let expected = HEADER_BYTES + REGION_BYTES * u64::from(region_count) + count + DIGEST_BYTES * data_count;
+        let expected =
+            HEADER_BYTES + key_bytes + REGION_BYTES * u64::from(region_count) + count + TAG_BYTES * data_count;
         if bytes.len() as u64 != expected {
             return Err(Flaw::broken(format!("it is {} bytes long and states {expected}", bytes.len())));
         }
@@ -197,9 +218,9 @@ impl ChunkMap {
             return Err(Flaw::broken("its chunks are not what its header states"));
         }
         let is_data = kinds.iter().map(|kind| *kind == 1).collect();
-        let digests = (0..data_count).map(|_| reader.array().map(Digest)).collect::<Result<_, Flaw>>()?;
+        let tags = (0..data_count).map(|_| reader.array().map(Tag)).collect::<Result<_, Flaw>>()?;
         reader.end()?;
-        Ok(ChunkMap { file_bytes, regions, is_data, digests })
+        Ok(ChunkMap { file_bytes, regions, tagging, is_data, tags })
     }
 }
 

@@ -1,20 +1,20 @@
 //! Guest RAM on its way into a memory file, chunk by chunk.
 //!
 //! ```text
-//! first image     read a piece │ digest it │ write it unless it is zero
+//! first image     read a piece │ tag it │ write it unless it is zero
 //! one that builds on another   the image's own pages, never written   the chunk is as it was; not even read
-//!                              read and digest: as the other's digest  the chunk is as it was
+//!                              read and tag: as the other's tag        the chunk is as it was
 //!                              else compare page by page with the other image, write those that differ
 //! ```
 //!
-//! RAM is copied out of the guest 256 KiB at a time, and digest and write work on the copy, which is still in the
+//! RAM is copied out of the guest 256 KiB at a time, and tag and write work on the copy, which is still in the
 //! core's cache: no reference to memory that another thread may change ever exists, and it costs nothing that can be
 //! measured, since the time goes into bringing RAM to the core, which happens once. Where the file system has direct
 //! writes, the copy of a first image's chunk is what the disk fetches ([`Direct`]).
 //!
 //! Nothing keeps a record of what the guest writes: no record can be lost with a checkpoint that fails, and the guest
 //! pays for none. (KVM's dirty log has the guest fault once for each page of 4 KiB, and splits its huge pages.) What it
-//! costs is to digest RAM in the background, 4 GB a second.
+//! costs is to read RAM in the background.
 //!
 //! Invariant: once made, a [`ChunkWriter`] allocates nothing, takes no lock and touches only its arguments, so that it
 //! can also work in a process that was forked from a threaded one.
@@ -26,7 +26,6 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::digest::{Chunk, ChunkDigester};
 use crate::direct::{Direct, Pieces};
 use crate::files;
 use crate::image::Image;
@@ -36,6 +35,7 @@ use crate::limits::{CHUNK_BYTES, PAGE_BYTES, PIECE_BYTES};
 use crate::memory::{PlannedChunk, Run};
 use crate::pagemap::PageMap;
 use crate::sparse;
+use crate::tag::{Chunk, ChunkTagger, Tagging};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -135,18 +135,18 @@ pub(crate) struct ChunkWriter {
 
 /// Reads chunks of RAM.
 struct Reader {
-    digester: ChunkDigester,
+    tagger: ChunkTagger,
     pages: PageMap,
 }
 
 impl ChunkWriter {
     /// Writes to the new file `to`. `mapped` are the runs of RAM, ascending, over which a file is mapped: that of `base`,
-    /// or of an image that it goes back to, if there is a base.
-    pub(crate) fn new(mapped: &[Run], base: Option<Base>, to: &File) -> Self {
+    /// or of an image that it goes back to, if there is a base. Tags are made as the base's are.
+    pub(crate) fn new(mapped: &[Run], base: Option<Base>, tagging: Tagging, to: &File) -> Self {
         ChunkWriter {
             piece: vec![0; PIECE_BYTES].into_boxed_slice(),
             old_piece: vec![0; if base.is_some() { PIECE_BYTES } else { 0 }].into_boxed_slice(),
-            reader: Reader { digester: ChunkDigester::new(), pages: PageMap::new(mapped) },
+            reader: Reader { tagger: ChunkTagger::new(tagging), pages: PageMap::new(mapped) },
             direct: if base.is_none() { Direct::open(to) } else { None },
             base,
         }
@@ -169,7 +169,7 @@ impl ChunkWriter {
         self.direct.iter_mut().try_for_each(Direct::finish).map_err(Trouble::Write)
     }
 
-    /// Digests a chunk and writes, or begins to write, what has to be.
+    /// Tags a chunk and writes, or begins to write, what has to be.
     pub(crate) fn write(
         &mut self,
         memory: Source<'_>,
@@ -210,7 +210,7 @@ impl ChunkWriter {
         WrittenChunk { chunk: Chunk::Zero, changed: if was_zero { Changed::Nothing } else { Changed::All } }
     }
 
-    /// Digests a chunk and writes its pieces that are not zero.
+    /// Tags a chunk and writes its pieces that are not zero.
     fn write_first(&mut self, memory: Source<'_>, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
         let Some(direct) = &mut self.direct else {
             return self.reader.pass(memory, planned, &mut self.piece, |piece, at| files::write_at(to, piece, at));
@@ -262,7 +262,7 @@ impl ChunkWriter {
 }
 
 impl Reader {
-    /// Reads the chunk that was looked at, and digests it; `each` gets the pieces that are not zero and their places in
+    /// Reads the chunk that was looked at, and tags it; `each` gets the pieces that are not zero and their places in
     /// the file. `buffer` has room for one piece, or for all, each in its place.
     fn pass(
         &mut self,
@@ -274,7 +274,7 @@ impl Reader {
         let buffer_holds_all = buffer.len() > PIECE_BYTES;
         for (done, count) in pieces(planned.guest_bytes) {
             if self.pages.is_untouched(done, count) {
-                self.digester.zeros(count as u64);
+                self.tagger.zeros(count as u64);
                 continue;
             }
             let start = done as usize % buffer.len();
@@ -284,12 +284,12 @@ impl Reader {
                 true => memory.copy_out(planned, done, piece).map(|()| &*piece)?,
                 false => memory.read(planned, done, piece)?,
             };
-            if self.digester.piece(piece) {
+            if self.tagger.piece(piece) {
                 each(piece, planned.file.start + done)?;
             }
         }
-        self.digester.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
-        Ok(self.digester.finish())
+        self.tagger.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
+        Ok(self.tagger.finish())
     }
 }
 

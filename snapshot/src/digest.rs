@@ -1,11 +1,9 @@
-//! BLAKE3 digests of files and chunks, and the test for zeros that goes with them.
+//! BLAKE3 digests of files.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::limits::PAGE_BYTES;
 
 /// A BLAKE3 digest of 32 bytes; prints as `blake3:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,8 +57,8 @@ impl FromStr for Digest {
 pub enum FileDigest {
     /// `blake3:HEX`: the digest of the file's bytes.
     Whole(Digest),
-    /// `blake3-chunks:HEX`: the digest of the file's chunk map (the same path with `.map`), which holds the digests of
-    /// its 2 MiB chunks.
+    /// `blake3-chunks:HEX`: the digest of the file's chunk map (the same path with `.map`), which holds the tags of its
+    /// 2 MiB chunks.
     Chunks(Digest),
 }
 
@@ -98,122 +96,9 @@ impl<'de> Deserialize<'de> for FileDigest {
     }
 }
 
-/// What a chunk of a large file holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chunk {
-    /// Nothing but zeros. It need not be stored: a hole reads the same.
-    Zero,
-    /// Bytes with this digest, at least one of them not zero.
-    Data(Digest),
-}
-
-/// Digests one chunk after another, each in pieces.
-///
-/// Zeros at a chunk's beginning are counted, not hashed, until something else turns up: most memory of most guests is
-/// zero, and looking is several times faster than hashing. Allocates nothing.
-pub(crate) struct ChunkDigester {
-    hasher: blake3::Hasher,
-    leading_zeros: u64,
-    any_data: bool,
-}
-
-impl ChunkDigester {
-    /// Ready for the first chunk.
-    pub(crate) fn new() -> Self {
-        ChunkDigester { hasher: blake3::Hasher::new(), leading_zeros: 0, any_data: false }
-    }
-
-    /// Takes the next piece of the chunk; true if it held anything but zeros.
-    pub(crate) fn piece(&mut self, piece: &[u8]) -> bool {
-        let data = !is_zero(piece);
-        if data && !self.any_data {
-            self.any_data = true;
-            hash_zeros(&mut self.hasher, self.leading_zeros);
-        }
-        if self.any_data {
-            self.hasher.update(piece);
-        } else {
-            self.leading_zeros += piece.len() as u64;
-        }
-        data
-    }
-
-    /// Takes `bytes` zeros as the next piece of the chunk.
-    pub(crate) fn zeros(&mut self, bytes: u64) {
-        if self.any_data {
-            hash_zeros(&mut self.hasher, bytes);
-        } else {
-            self.leading_zeros += bytes;
-        }
-    }
-
-    /// Ends the chunk and is ready for the next.
-    pub(crate) fn finish(&mut self) -> Chunk {
-        let chunk = if self.any_data { Chunk::Data(Digest(*self.hasher.finalize().as_bytes())) } else { Chunk::Zero };
-        self.hasher.reset();
-        self.leading_zeros = 0;
-        self.any_data = false;
-        chunk
-    }
-}
-
-static ZERO_PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
-
-fn hash_zeros(hasher: &mut blake3::Hasher, bytes: u64) {
-    let mut left = bytes;
-    while left > 0 {
-        let now = left.min(PAGE_BYTES);
-        hasher.update(&ZERO_PAGE[..now as usize]);
-        left -= now;
-    }
-}
-
-/// True if all bytes are zero. Compares page by page with a page of zeros: that is memcmp(3), vectorised whatever the
-/// optimisation level, and it ends at the first page that holds anything.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(ZERO_PAGE.len()).all(|page| *page == ZERO_PAGE[..page.len()])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn zero_is_told_from_nearly_zero() {
-        for len in [0, 1, 7, 4095, 4096, 4097, 300_000] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes), "{len}");
-            for at in [0, len / 2, len.saturating_sub(1)] {
-                if at < len {
-                    bytes[at] = 0x80;
-                    assert!(!is_zero(&bytes), "{len} with a byte at {at}");
-                    bytes[at] = 0;
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn pieces_make_the_digest_of_the_whole() {
-        let mut digester = ChunkDigester::new();
-        let mut whole = vec![0; 10_000];
-        whole[9_000] = 1;
-        for pieces in [vec![10_000], vec![4096, 4096, 1808], vec![1, 8_998, 1, 1_000]] {
-            let mut at = 0;
-            for piece in pieces {
-                digester.piece(&whole[at..at + piece]);
-                at += piece;
-            }
-            assert_eq!(digester.finish(), Chunk::Data(Digest::of(&whole)));
-        }
-        digester.zeros(9_000);
-        digester.piece(&[1]);
-        digester.zeros(999);
-        assert_eq!(digester.finish(), Chunk::Data(Digest::of(&whole)));
-        digester.piece(&whole[..9_000]);
-        digester.zeros(17);
-        assert_eq!(digester.finish(), Chunk::Zero);
-    }
 
     #[test]
     fn a_digest_has_one_spelling() {

@@ -40,7 +40,7 @@ impl Image {
             let file = files::create(&path)?;
             let copy = Named { file: &file, path: &path };
             large.fill(copy)?;
-            let map = large::digest(copy, large.map.file_bytes(), progress)?;
+            let map = large::map(copy, large.map.file_bytes(), large.map.tagging(), progress)?;
             let differs = large.map.chunks().zip(map.chunks()).find(|((_, old), (_, new))| old != new);
             if let Some(((range, _), _)) = differs {
                 let (offset, bytes) = (range.start, range.end - range.start);

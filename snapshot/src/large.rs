@@ -1,6 +1,6 @@
 //! A large file of an open image, guest RAM or a disk: its map, and the files that hold its layers.
 //!
-//! Lengths have been checked, contents are not yet compared with their digests.
+//! Lengths have been checked, contents are not yet compared with their tags.
 
 use std::fs::File;
 use std::io;
@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use crate::chunk_map::{ChunkMap, chunk_ranges};
 use crate::copy;
-use crate::digest::{Chunk, ChunkDigester};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layers::Layers;
 use crate::limits::PIECE_BYTES;
 use crate::progress::Progress;
 use crate::sparse::{self, ChunkReader, CopyMethod, Named};
+use crate::tag::{Chunk, ChunkTagger, Tagging};
 
 /// The file.
 #[derive(Debug)]
@@ -44,7 +44,8 @@ impl LayerFile {
 }
 
 impl LargeFile {
-    /// A file of which `own` holds what is new, and `base` of the checkpoint `base_id` the rest. It has no map yet.
+    /// A file of which `own` holds what is new, and `base` of the checkpoint `base_id` the rest. It has no map
+    /// yet, and gets one like the base's.
     pub(crate) fn over(own: Named<'_>, base: &LargeFile, base_id: Uuid, layers: Layers) -> Result<LargeFile> {
         let keep = |named: Named<'_>| {
             let file = named.file.try_clone().map_err(|source| Error::io(named.path, "keep it open", source))?;
@@ -59,7 +60,7 @@ impl LargeFile {
             };
             files.extend(old.map(|old| keep(base.files[old].named())).transpose()?);
         }
-        Ok(LargeFile { map: ChunkMap::for_file(0), layers, files })
+        Ok(LargeFile { map: ChunkMap::for_file(0, base.map.tagging()), layers, files })
     }
 
     /// Its path, for messages: that of the image's own layer.
@@ -88,7 +89,7 @@ impl LargeFile {
         data.flat_map(|(range, _)| self.layers.runs(range))
     }
 
-    /// Compares the content with its digests.
+    /// Compares the content with its tags.
     ///
     /// # Errors
     /// [`Error::Digest`] names file and chunk that differ first.
@@ -96,19 +97,19 @@ impl LargeFile {
         for LayerFile { file, path } in &self.files {
             check_length(file, path, self.map.file_bytes())?;
         }
-        self.digest_each(progress, |range, found, expected| {
+        self.tag_each(progress, |range, found, expected| {
             let (offset, bytes) = (range.start, range.end - range.start);
             if found == expected { Ok(()) } else { Err(Error::Digest { path: self.holder(&range), offset, bytes }) }
         })
     }
 
-    /// Digests every chunk, and calls `each` with its place, what it holds, and what the map says.
-    fn digest_each(
+    /// Tags every chunk, and calls `each` with its place, what it holds, and what the map says.
+    fn tag_each(
         &self,
         progress: &Progress,
         mut each: impl FnMut(Range<u64>, Chunk, Chunk) -> Result<()>,
     ) -> Result<()> {
-        let mut whole = ChunkReader::new(self.files[0].named(), self.map.file_bytes());
+        let mut whole = ChunkReader::new(self.files[0].named(), self.map.file_bytes(), self.map.tagging());
         let mut parts = LayeredReader::new(self);
         for (range, expected) in self.map.chunks() {
             let bytes = range.end - range.start;
@@ -158,18 +159,18 @@ impl LargeFile {
     }
 }
 
-/// Digests chunks of a file that has layers.
+/// Tags chunks of a file that has layers, as its map has them.
 pub(crate) struct LayeredReader<'a> {
     from: &'a LargeFile,
     /// The checkpoint that holds all layers but the first, if a new one is to build on it.
     base: Option<&'a Path>,
-    digester: ChunkDigester,
+    tagger: ChunkTagger,
     buffer: Vec<u8>,
 }
 
 impl<'a> LayeredReader<'a> {
     pub(crate) fn new(from: &'a LargeFile) -> Self {
-        LayeredReader { from, base: None, digester: ChunkDigester::new(), buffer: vec![0; PIECE_BYTES] }
+        LayeredReader { from, base: None, tagger: ChunkTagger::new(from.map.tagging()), buffer: vec![0; PIECE_BYTES] }
     }
 
     /// Of a file that builds on the checkpoint `base`: if that cannot be read, it is an [`Error::Base`].
@@ -190,18 +191,18 @@ impl<'a> LayeredReader<'a> {
                         .map_err(|source| Error::Base { path: base.to_path_buf(), source })?,
                     None => files::read_at(file, path, piece, at)?,
                 }
-                self.digester.piece(piece);
+                self.tagger.piece(piece);
                 at += piece.len() as u64;
             }
         }
-        Ok(self.digester.finish())
+        Ok(self.tagger.finish())
     }
 }
 
-/// Digests a file that has one layer and nobody has digested yet.
-pub(crate) fn digest(from: Named<'_>, bytes: u64, progress: &Progress) -> Result<ChunkMap> {
-    let mut map = ChunkMap::for_file(bytes);
-    let mut reader = ChunkReader::new(from, bytes);
+/// Maps a file that has one layer, with tags of this kind.
+pub(crate) fn map(from: Named<'_>, bytes: u64, tagging: Tagging, progress: &Progress) -> Result<ChunkMap> {
+    let mut map = ChunkMap::for_file(bytes, tagging);
+    let mut reader = ChunkReader::new(from, bytes, tagging);
     for range in chunk_ranges(bytes) {
         map.push(reader.read(range.clone())?);
         progress.advance(range.end - range.start)?;

@@ -16,7 +16,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use crate::chunk_map::chunk_count;
-use crate::error::Flaw;
+use crate::error::{Flaw, Versions};
 use crate::limits::{CHUNK_BYTES, IMAGE_FILE_BYTES_MAX, LAYERS_MAX, PAGE_BYTES};
 use crate::wire::Reader;
 
@@ -203,7 +203,7 @@ impl Layers {
     /// Reads what [`Layers::encode`] wrote for a file of `file_bytes`.
     pub(crate) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Layers, Flaw> {
         let mut reader = Reader::new(bytes);
-        reader.header(MAGIC, LAYERS_FORMAT_VERSION, "table of layers")?;
+        reader.header(MAGIC, Versions::only(LAYERS_FORMAT_VERSION), "table of layers")?;
         let (page_bytes, of_bytes, id_count, mixed_count) =
             (reader.u32()?, reader.u64()?, reader.u64()?, reader.u64()?);
         if u64::from(page_bytes) != PAGE_BYTES || of_bytes != file_bytes || file_bytes > IMAGE_FILE_BYTES_MAX {

@@ -30,8 +30,8 @@ pub const IMAGE_FILE_BYTES_MAX: u64 = 16 << 40;
 /// Most regions of guest RAM in a memory image. A PC has two: below and above the 32-bit hole.
 pub const REGIONS_MAX: usize = 64;
 
-/// Largest chunk map file, bytes: header, regions and 33 bytes a chunk of the largest image file.
-pub const CHUNK_MAP_BYTES_MAX: u64 = 40 + 24 * REGIONS_MAX as u64 + 33 * (IMAGE_FILE_BYTES_MAX / CHUNK_BYTES);
+/// Largest chunk map file, bytes: header with key, regions and 33 bytes a chunk of the largest image file.
+pub const CHUNK_MAP_BYTES_MAX: u64 = 56 + 24 * REGIONS_MAX as u64 + 33 * (IMAGE_FILE_BYTES_MAX / CHUNK_BYTES);
 
 /// Most layers that a large file of an image has beside the image's own. Each costs a few descriptors, and a name in
 /// the image's directory.

@@ -13,10 +13,10 @@ use std::path::Path;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::chunk_map::{Region, chunk_ranges};
-use crate::digest::Chunk;
 use crate::error::Result;
 use crate::large::LargeFile;
 use crate::limits::{CHUNK_BYTES, RUNS_MAX};
+use crate::tag::Chunk;
 
 /// Where the regions of `memory` lie in a memory file.
 pub(crate) fn lay_out(memory: &GuestMemoryMmap) -> Result<Vec<Region>> {
@@ -226,13 +226,14 @@ fn read_the_shortest(runs: Vec<(usize, Run)>, most: usize) -> RamPlan {
 mod tests {
     use super::*;
     use crate::chunk_map::ChunkMap;
-    use crate::digest::Digest;
     use crate::layers::Layers;
+    use crate::tag::{Tag, Tagging};
 
     fn file(ranges: &[(u64, u64)], is_data: impl Fn(usize) -> bool) -> LargeFile {
-        let mut map = ChunkMap::for_memory(Region::lay_out(ranges.iter().copied()).expect("regions"));
+        let mut map =
+            ChunkMap::for_memory(Region::lay_out(ranges.iter().copied()).expect("regions"), Tagging::Mac([0; 16]));
         for index in 0..chunk_ranges(map.file_bytes()).count() {
-            map.push(if is_data(index) { Chunk::Data(Digest([1; 32])) } else { Chunk::Zero });
+            map.push(if is_data(index) { Chunk::Data(Tag([1; 32])) } else { Chunk::Zero });
         }
         LargeFile { map, layers: Layers::single(), files: Vec::new() }
     }

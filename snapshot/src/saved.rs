@@ -181,7 +181,7 @@ impl StateMap {
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Flaw> {
         let mut reader = Reader::new(bytes);
-        reader.header(MAGIC, STATE_FORMAT_VERSION, "state file")?;
+        reader.header(MAGIC, Versions::only(STATE_FORMAT_VERSION), "state file")?;
         let payload_len = reader.u64()?;
         if payload_len != reader.left() as u64 || bytes.len() as u64 > STATE_BYTES_MAX {
             return Err(Flaw::broken(format!("it states {payload_len} bytes of content and has {}", reader.left())));

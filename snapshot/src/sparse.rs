@@ -1,4 +1,4 @@
-//! Sparse files: where their data is, copies that keep the holes, and digests that never read one.
+//! Sparse files: where their data is, copies that keep the holes, and tags that never read one.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -8,10 +8,10 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use crate::digest::{Chunk, ChunkDigester, is_zero};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::{COPY_BYTES_MAX, PAGE_BYTES, PIECE_BYTES};
+use crate::tag::{Chunk, ChunkTagger, Tagging, is_zero};
 
 /// How a file came to its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,24 +186,24 @@ impl Iterator for Extents<'_> {
     }
 }
 
-/// Digests the chunks of a file from the first to the last. Holes are known to be zero without being read.
+/// Tags the chunks of a file from the first to the last. Holes are known to be zero without being read.
 pub(crate) struct ChunkReader<'a> {
     from: Named<'a>,
     extents: Extents<'a>,
     /// The first extent that ends after the last chunk asked for.
     extent: Option<Range<u64>>,
-    digester: ChunkDigester,
+    tagger: ChunkTagger,
     buffer: Vec<u8>,
 }
 
 impl<'a> ChunkReader<'a> {
-    /// Begins at the first of `bytes` bytes.
-    pub(crate) fn new(from: Named<'a>, bytes: u64) -> Self {
+    /// Begins at the first of `bytes` bytes; its tags are made so.
+    pub(crate) fn new(from: Named<'a>, bytes: u64, tagging: Tagging) -> Self {
         ChunkReader {
             from,
             extents: Extents::within(from.file, 0..bytes),
             extent: Some(0..0),
-            digester: ChunkDigester::new(),
+            tagger: ChunkTagger::new(tagging),
             buffer: vec![0; PIECE_BYTES],
         }
     }
@@ -214,17 +214,17 @@ impl<'a> ChunkReader<'a> {
         while at < range.end {
             let data = self.data_at(at)?;
             let hole_end = data.start.clamp(at, range.end);
-            self.digester.zeros(hole_end - at);
+            self.tagger.zeros(hole_end - at);
             at = hole_end;
             while at < data.end.min(range.end) {
                 let count = (data.end.min(range.end) - at).min(PIECE_BYTES as u64) as usize;
                 let piece = &mut self.buffer[..count];
                 files::read_at(self.from.file, self.from.path, piece, at)?;
-                self.digester.piece(piece);
+                self.tagger.piece(piece);
                 at += count as u64;
             }
         }
-        Ok(self.digester.finish())
+        Ok(self.tagger.finish())
     }
 
     /// The first extent that ends after `at`; one at the end of all numbers if there is none.

@@ -55,14 +55,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads magic and format version, which open every binary file of an image.
-    pub(crate) fn header(&mut self, magic: &[u8; 8], version: u16, what: &str) -> Result<(), Flaw> {
+    /// Reads magic and format version, which open every binary file of an image; returns the version, one of these.
+    pub(crate) fn header(&mut self, magic: &[u8; 8], reads: Versions, what: &str) -> Result<u16, Flaw> {
         if self.array::<8>()? != *magic {
             return Err(Flaw::broken(format!("it does not begin like a ckvmm {what}")));
         }
         match self.u32()? {
-            found if found == u32::from(version) => Ok(()),
-            found => Err(Flaw::Version { found: found.into(), reads: Versions::only(version) }),
+            found if (reads.oldest.into()..=reads.newest.into()).contains(&found) => Ok(found as u16),
+            found => Err(Flaw::Version { found: found.into(), reads }),
         }
     }
 }

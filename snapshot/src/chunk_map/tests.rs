@@ -8,24 +8,25 @@ const GIB: u64 = 1 << 30;
 
 fn map() -> ChunkMap {
     let regions = Region::lay_out([(0, 3 << 20), (4 * GIB, 8192)]).expect("regions");
-    let mut map = ChunkMap::for_memory(regions);
+    let mut map = ChunkMap::for_memory(regions, Tagging::Mac([0xcc; 16]));
     map.push(Chunk::Zero);
-    map.push(Chunk::Data(Digest([0xaa; 32])));
-    map.push(Chunk::Data(Digest([0xbb; 32])));
+    map.push(Chunk::Data(Tag([0xaa; 32])));
+    map.push(Chunk::Data(Tag([0xbb; 32])));
     map
 }
 
-/// Moves when a byte of the format does: then [`MAP_FORMAT_VERSION`] is to be raised and a golden image added.
+/// Moves when a byte of the format does: then [`VERSIONS`] is to be raised and a golden image added.
 #[test]
-fn the_bytes_are_those_of_version_1() {
+fn the_bytes_are_those_of_their_version() {
     let expected: Vec<u8> = [
         b"CKVMMMAP".as_slice(),
-        &[1, 0, 0, 0],
+        &[2, 0, 0, 0],
         &[0, 0, 0x20, 0],
         &[0, 0x20, 0x40, 0, 0, 0, 0, 0],
         &[2, 0, 0, 0],
         &[0, 0, 0, 0],
         &[2, 0, 0, 0, 0, 0, 0, 0],
+        &[0xcc; 16],
         &[0, 0, 0, 0, 0, 0, 0, 0],
         &[0, 0, 0x30, 0, 0, 0, 0, 0],
         &[0, 0, 0, 0, 0, 0, 0, 0],
@@ -39,6 +40,10 @@ fn the_bytes_are_those_of_version_1() {
     .concat();
     assert_eq!(map().encode(), expected);
     assert_eq!(ChunkMap::decode(&expected).expect("decodes"), map());
+    let old = [&expected[..8], &[1, 0, 0, 0], &expected[12..40], &expected[56..]].concat();
+    let hashed = ChunkMap { tagging: Tagging::Hash, ..map() };
+    assert_eq!(hashed.encode(), old);
+    assert_eq!(ChunkMap::decode(&old).expect("decodes"), hashed);
 }
 
 #[test]
@@ -48,8 +53,8 @@ fn chunks_know_their_place() {
         chunks,
         [
             (0..2 << 20, Chunk::Zero),
-            (2 << 20..4 << 20, Chunk::Data(Digest([0xaa; 32]))),
-            (4 << 20..(4 << 20) + 8192, Chunk::Data(Digest([0xbb; 32]))),
+            (2 << 20..4 << 20, Chunk::Data(Tag([0xaa; 32]))),
+            (4 << 20..(4 << 20) + 8192, Chunk::Data(Tag([0xbb; 32]))),
         ]
     );
     assert_eq!(map().data_bytes(), (2 << 20) + 8192);
@@ -57,7 +62,7 @@ fn chunks_know_their_place() {
 
 #[test]
 fn a_map_of_nothing_is_a_map() {
-    let empty = ChunkMap::for_file(0);
+    let empty = ChunkMap::for_file(0, Tagging::Mac([0xcc; 16]));
     assert_eq!(ChunkMap::decode(&empty.encode()).expect("decodes"), empty);
     assert_eq!(empty.chunks().count(), 0);
 }
@@ -77,11 +82,11 @@ fn every_header_field_is_checked() {
         (28, 1, 4), // reserved
         (32, 1, 8), // data chunks
         (32, u64::MAX, 8),
-        (48, u64::MAX - 4095, 8), // a region that is larger than all
-        (64, u64::MAX - 4095, 8), // a region at the end of the address space
-        (56, 4096, 8),            // a region elsewhere in the file
-        (80, 6 << 20, 8),
-        (88, 2, 1), // a kind that is none
+        (64, u64::MAX - 4095, 8), // a region that is larger than all
+        (80, u64::MAX - 4095, 8), // a region at the end of the address space
+        (72, 4096, 8),            // a region elsewhere in the file
+        (96, 6 << 20, 8),
+        (104, 2, 1), // a kind that is none
     ];
     for (offset, value, width) in lies {
         let mut bytes = map().encode();
@@ -91,7 +96,7 @@ fn every_header_field_is_checked() {
     let mut bytes = map().encode();
     bytes[8] = 7;
     let line = ChunkMap::decode(&bytes).expect_err("another version").to_string();
-    assert!(line.contains("format version 7, this ckvmm reads 1"), "{line}");
+    assert!(line.contains("format version 7, this ckvmm reads 1 to 2"), "{line}");
     let mut bytes = map().encode();
     bytes.push(0);
     assert!(matches!(ChunkMap::decode(&bytes), Err(Error::Damaged { .. })));
@@ -135,9 +140,9 @@ fn any_map() -> impl Strategy<Value = ChunkMap> {
             (start, units << 20)
         });
         let regions = Region::lay_out(ranges.collect::<Vec<_>>()).expect("ascending");
-        let mut map = ChunkMap::for_memory(regions);
+        let mut map = ChunkMap::for_memory(regions, Tagging::Mac([0xcc; 16]));
         for chunk in chunks.into_iter().take(chunk_count(map.file_bytes()) as usize) {
-            map.push(chunk.map_or(Chunk::Zero, |digest| Chunk::Data(Digest(digest))));
+            map.push(chunk.map_or(Chunk::Zero, |tag| Chunk::Data(Tag(tag))));
         }
         map
     })

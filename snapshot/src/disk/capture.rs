@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::clusters::{Bits, Clusters, Next};
 use super::{Changes, LiveDisk, lock};
-use crate::digest::Chunk;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
@@ -18,6 +17,7 @@ use crate::layers::{Changed, PageSet};
 use crate::limits::{CHUNK_BYTES, CLUSTER_BYTES, PAGE_BYTES, SWEEP_BYTES};
 use crate::progress::Progress;
 use crate::sparse::{self, Named};
+use crate::tag::Chunk;
 
 /// A capture, shared between the threads that change the disk and the one that sweeps.
 #[derive(Debug)]

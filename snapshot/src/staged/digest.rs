@@ -1,18 +1,18 @@
-//! The digests of a captured disk, and who holds what of it.
+//! The map of a captured disk, and who holds what of it.
 
 use crate::chunk_map::ChunkMap;
-use crate::digest::Chunk;
 use crate::disk::Capture;
 use crate::error::Result;
 use crate::large::{self, LargeFile, LayeredReader};
 use crate::layers::{Changed, Layers, Rebase};
 use crate::progress::Progress;
+use crate::tag::{Chunk, Tagging};
 
-/// Digests a captured disk, as far as it was.
+/// Maps a captured disk, as far as it was captured.
 pub(super) fn of(capture: &Capture, progress: &Progress) -> Result<(ChunkMap, Layers)> {
     let own = capture.file();
     let Some((base, image)) = capture.base() else {
-        return Ok((large::digest(own, capture.bytes(), progress)?, Layers::single()));
+        return Ok((large::map(own, capture.bytes(), Tagging::new(), progress)?, Layers::single()));
     };
     let base_id = image.manifest().id;
     let mut changed = capture.changed();
@@ -23,7 +23,7 @@ pub(super) fn of(capture: &Capture, progress: &Progress) -> Result<(ChunkMap, La
     };
     let now = LargeFile::over(own, base, base_id, rebase(&changed))?;
     let mut reader = LayeredReader::over(&now, image.path());
-    let mut map = ChunkMap::for_file(capture.bytes());
+    let mut map = ChunkMap::for_file(capture.bytes(), base.map.tagging());
     for ((range, old), changed) in base.map.chunks().zip(&mut changed) {
         let chunk = if *changed == Changed::Nothing { old } else { reader.read(range.clone())? };
         if chunk == Chunk::Zero {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! parent   prepare │ fork │ resume, begin │ the guest runs            │ wait: map, digest, commit
-//! child            └──────────────────────┤ chunk by chunk: copy out, digest, write, give back │ exit
+//! child            └──────────────────────┤ chunk by chunk: copy out, tag, write, give back │ exit
 //! results                   a shared page table of chunks: ▓▓▓▓▓▓░░░░░░
 //! ```
 //!
@@ -51,6 +51,7 @@ use crate::files;
 use crate::image::Image;
 use crate::memory::{self, PlannedChunk, Run};
 use crate::progress::Progress;
+use crate::tag::Tagging;
 
 /// All that is needed to write guest RAM; made while the guest still runs.
 pub struct PreparedWriter {
@@ -120,13 +121,14 @@ impl PreparedWriter {
         let file_bytes = memory::file_bytes(&regions);
         files::set_len(&file, &path, file_bytes)?;
         let results = Results::new(chunk_ranges(file_bytes).count()).map_err(no_writer)?;
-        let chunks = Box::new(ChunkWriter::new(mapped, base.clone().map(Base::new), &file));
+        let tagging = base.as_ref().map_or_else(Tagging::new, |base| base.memory().0.map.tagging());
+        let chunks = Box::new(ChunkWriter::new(mapped, base.clone().map(Base::new), tagging, &file));
         let mut descriptors: Vec<RawFd> = chunks.descriptors().chain([file.as_raw_fd()]).collect();
         descriptors.sort_unstable();
         let mut order: Vec<_> = memory::plan(&regions).enumerate().collect();
         // What changed before the last checkpoint will change again soon: what is given back by then costs no copy.
         order.sort_by_key(|(index, _)| !base.as_ref().is_some_and(|base| base.memory().0.layers.holds(*index, 0)));
-        let target = Target { file, path, regions, results, base, aside: Aside::default() };
+        let target = Target { file, path, regions, tagging, results, base, aside: Aside::default() };
         Ok(PreparedWriter {
             target,
             chunks,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header   whether to begin · bytes done · errno of a failure · whether the image that is built on could not be read
-//! chunks   97 bytes each: data? and what has changed · digest · the pages that have
+//! chunks   97 bytes each: data? and what has changed · tag · the pages that have
 //! ```
 //!
 //! Invariant: a chunk is written once, by the child, and read after the child was reaped, which orders the two.
@@ -17,16 +17,16 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::futex;
 use crate::chunk_writer::{Trouble, WrittenChunk};
-use crate::digest::{Chunk, Digest};
 use crate::layers::{Changed, PageSet};
+use crate::tag::{Chunk, Tag};
 
 /// First byte of an entry: a bit, and one of the other three.
 const DATA: u8 = 1;
 const ALL: u8 = 0;
 const NOTHING: u8 = 2;
 const PAGES: u8 = 4;
-const DIGEST_BYTES: usize = 32;
-const ENTRY_BYTES: usize = 1 + DIGEST_BYTES + PageSet::BYTES;
+const TAG_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 1 + TAG_BYTES + PageSet::BYTES;
 
 #[repr(C)]
 struct Header {
@@ -83,13 +83,13 @@ impl Results {
         unsafe {
             match written.chunk {
                 Chunk::Zero => entry.write(kind),
-                Chunk::Data(digest) => {
+                Chunk::Data(tag) => {
                     entry.write(kind | DATA);
-                    entry.add(1).cast::<[u8; DIGEST_BYTES]>().write(digest.0);
+                    entry.add(1).cast::<[u8; TAG_BYTES]>().write(tag.0);
                 }
             }
             if let Some(pages) = pages {
-                entry.add(1 + DIGEST_BYTES).cast::<[u8; PageSet::BYTES]>().write(pages);
+                entry.add(1 + TAG_BYTES).cast::<[u8; PageSet::BYTES]>().write(pages);
             }
         }
         self.header().bytes_done.fetch_add(guest_bytes, Relaxed);
@@ -117,14 +117,14 @@ impl Results {
     pub(super) fn get(&self, index: usize) -> WrittenChunk {
         let entry = self.entry(index);
         // SAFETY: the entry lies in the mapping, and whoever wrote it has ended.
-        let (kind, digest, pages) = unsafe {
+        let (kind, tag, pages) = unsafe {
             (
                 entry.read(),
-                entry.add(1).cast::<[u8; DIGEST_BYTES]>().read(),
-                entry.add(1 + DIGEST_BYTES).cast::<[u8; PageSet::BYTES]>().read(),
+                entry.add(1).cast::<[u8; TAG_BYTES]>().read(),
+                entry.add(1 + TAG_BYTES).cast::<[u8; PageSet::BYTES]>().read(),
             )
         };
-        let chunk = if kind & DATA == 0 { Chunk::Zero } else { Chunk::Data(Digest(digest)) };
+        let chunk = if kind & DATA == 0 { Chunk::Zero } else { Chunk::Data(Tag(tag)) };
         let changed = match kind & !DATA {
             NOTHING => Changed::Nothing,
             PAGES => Changed::Pages(PageSet::from_bytes(pages)),

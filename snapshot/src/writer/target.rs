@@ -11,13 +11,13 @@ use super::results::Results;
 use crate::aside::Aside;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
 use crate::chunk_writer::{ChunkWriter, Source, Trouble, WrittenChunk};
-use crate::digest::Chunk;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layers::{Changed, Layers, Rebase};
 use crate::limits::PAGE_BYTES;
 use crate::memory::{self, PlannedChunk};
 use crate::progress::{Phase, Progress};
+use crate::tag::{Chunk, Tagging};
 use crate::write_out;
 
 /// The memory file that is written, and what is known of its chunks.
@@ -26,6 +26,7 @@ pub(super) struct Target {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) regions: Vec<Region>,
+    pub(super) tagging: Tagging,
     pub(super) results: Results,
     pub(super) base: Option<Arc<Image>>,
     pub(super) aside: Aside,
@@ -117,7 +118,7 @@ impl Target {
     }
 
     pub(super) fn finish(self) -> WrittenMemory {
-        let mut map = ChunkMap::for_memory(self.regions);
+        let mut map = ChunkMap::for_memory(self.regions, self.tagging);
         let mut layers = self.base.as_ref().map(|base| Rebase::new(&base.memory().0.layers, base.manifest().id));
         let mut own_bytes = 0;
         for (index, range) in chunk_ranges(map.file_bytes()).enumerate() {

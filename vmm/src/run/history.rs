@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-/// RAM is read and digested at least so fast, bytes a second: half of what one core of a small host does.
+/// RAM is read and digested at least so fast, bytes a second: a third of what one core of a small host does, or less.
 const READ_RATE: u64 = 2 << 30;
 /// What is written and flushed in a second before a checkpoint has told: what a disk of a cloud's cheaper sort does.
 const RATE_BEFORE: u64 = 200 << 20;
