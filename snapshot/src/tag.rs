@@ -1,12 +1,12 @@
 //! Tags of the chunks of large files, and the test for zeros that goes with them.
 //!
 //! A chunk is 2 MiB of RAM or of a disk, and there are thousands: what pins it must cost little beside writing it. BLAKE3
-//! does 4 GB a second on one core, not even twice what a file system in memory takes. AEGISMAC does up to 25, on a CPU with
-//! AES instructions, which every one that runs guests has: as fast as RAM comes to the core.
+//! does 4 GB a second on one core, not even twice what a file system in memory takes. AEGISMAC does up to 25 with the AES
+//! instructions of any CPU of the last ten years: as fast as RAM comes to the core.
 //!
 //! It is a message authentication code, not a hash, so it needs a key: a random one for each file, which stands in the
-//! file's chunk map and passes to what builds on the file. A guest does not see it, and cannot make two chunks with one
-//! tag. Who has the image can; but then it is theirs to change with all of its digests.
+//! file's chunk map and passes to what builds on the file. It tells damage, and a guest that has not seen the key cannot
+//! make two chunks with one tag. Who has read the image can: tags are no proof against somebody who also writes to it.
 //!
 //! Images from before that have BLAKE3 digests for tags, and so has what builds on them.
 

@@ -99,6 +99,10 @@ fn what_is_built_on_version_1_has_digests_like_its() {
     Image::open(&new).expect("opens").verify(&Progress::new()).expect("is whole");
     let map = |image: &Path| std::fs::read(image.join("memory.map")).expect("read");
     assert!(map(&new) == map(&old), "the map is another");
+
+    let flat = directory.path().join("flat");
+    Image::open(&new).expect("opens").flatten(&flat, &Progress::new()).expect("flattens");
+    Image::open(&flat).expect("opens").verify(&Progress::new()).expect("is whole");
 }
 
 #[test]

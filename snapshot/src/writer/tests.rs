@@ -88,6 +88,7 @@ fn what_is_written_is_memory_as_it_was(way: Way) {
 
     let path = directory.path().join("whole");
     let whole = prepared(&guest(), path.clone()).write(&guest(), &Progress::new()).expect("writes");
+    assert_eq!(map.regions(), whole.map.regions());
     let whole = Named { file: &whole.file, path: &path };
     let expected = large::map(whole, MEMORY, map.tagging(), &Progress::new()).expect("reads");
     assert!(map.chunks().eq(expected.chunks()));

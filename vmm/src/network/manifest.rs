@@ -1,7 +1,7 @@
 //! `manifest.json` of a network's checkpoint: which VMs it is of, and the digests of their manifests.
 //!
 //! Invariants: it is written once, and that is the commit. What it lists was whole and on the disk before. A changed byte in
-//! it is seen by its seal; through its digests one in any node's manifest, and through that one in any of its files.
+//! it is seen by its seal; through its digests one in any node's manifest, and through that damage to any of its files.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
