@@ -7,6 +7,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -18,6 +19,9 @@ const MOST: usize = 8;
 /// What a line of proc_pid_stat(5) has at most, and the place in it of the CPU, counted from behind the name.
 const STAT_BYTES: usize = 1024;
 const CPU_FIELD: usize = 36;
+/// For so long a thread that was not moved does not look again: the kernel writes a whole line for each look. A vCPU that
+/// comes to its CPU meanwhile waits as long.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Threads that come first: others keep off the CPUs that they are on. Once made it allocates nothing, so that a child that
 /// was forked from a threaded process can use it.
@@ -39,6 +43,11 @@ impl Aside {
     pub fn step(&self) {
         // Where it cannot be done the guest waits a little longer.
         let _ = self.try_step();
+    }
+
+    /// For a thread with much to do, which steps aside before each part of it.
+    pub(crate) fn steps(&self) -> Steps<'_> {
+        Steps { aside: self, looked: None }
     }
 
     fn try_step(&self) -> io::Result<()> {
@@ -71,6 +80,26 @@ impl Aside {
             let line = std::str::from_utf8(line.get(..usize::try_from(count).ok()?)?).ok()?;
             line.rsplit_once(") ")?.1.split(' ').nth(CPU_FIELD)?.parse().ok()
         })
+    }
+}
+
+/// The steps of one thread.
+#[derive(Debug)]
+pub(crate) struct Steps<'a> {
+    aside: &'a Aside,
+    /// When it looked last, and the CPU that it was on then.
+    looked: Option<(Instant, usize)>,
+}
+
+impl Steps<'_> {
+    /// As [`Aside::step`], if the thread was moved since it looked last, or that is a while ago.
+    pub(crate) fn step(&mut self) {
+        let now = Instant::now();
+        let is_due = |(then, cpu): (Instant, usize)| now - then >= LOOK_EVERY || sched_getcpu() != Ok(cpu);
+        if self.looked.is_none_or(is_due) {
+            self.aside.step();
+            self.looked = sched_getcpu().ok().map(|cpu| (now, cpu));
+        }
     }
 }
 
@@ -112,10 +141,17 @@ mod tests {
             sched_setaffinity(SELF, &allowed).expect("it is allowed");
             aside.step();
             let moved = (sched_getcpu(), sched_getaffinity(SELF));
+            let mut steps = aside.steps();
+            steps.step();
+            sched_setaffinity(SELF, &only(here)).expect("it is allowed");
+            sched_setaffinity(SELF, &allowed).expect("it is allowed");
+            steps.step();
+            let moved_again = sched_getcpu();
             stop.store(true, SeqCst);
             assert_eq!(stayed, Ok(here), "there is no other CPU");
             let cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).count();
             assert!(cpus == 1 || moved.0 != Ok(here));
+            assert!(cpus == 1 || moved_again != Ok(here), "it looks again at once where it was moved to");
             assert_eq!(moved.1, Ok(allowed));
         });
     }

@@ -40,7 +40,7 @@ pub use self::protected::{Copies, Habits, Lent, can_protect};
 pub(crate) use self::target::WrittenMemory;
 
 use self::child::Child;
-use self::protected::Protection;
+use self::protected::{Order, Protection};
 use self::results::Results;
 use self::target::{Stop, Target};
 use crate::aside::Aside;
@@ -156,7 +156,7 @@ impl PreparedWriter {
         let habits = lent.habits.chunks();
         let nth: HashMap<usize, usize> = habits.iter().enumerate().map(|(nth, chunk)| (*chunk, nth)).collect();
         self.order.sort_by_key(|(number, _)| nth.get(number).copied().unwrap_or(usize::MAX));
-        let order = self.order.iter().map(|(number, _)| *number).collect();
+        let order = Order { chunks: self.order.iter().map(|(number, _)| *number).collect(), habits: nth.len() };
         let planned: Vec<_> = memory::plan(&self.target.regions).collect();
         let protection = Protection::prepare(lent, &planned, order, (self.is_roomy, self.target.aside.clone()))?;
         let PreparedWriter { target, chunks, descriptors, nice, .. } = self;

@@ -58,8 +58,9 @@ impl Target {
         after: impl Fn(&PlannedChunk) -> Result<()>,
     ) -> Result<(), Stop> {
         chunks.begin();
+        let mut aside = self.aside.steps();
         for (index, planned) in order {
-            self.aside.step();
+            aside.step();
             let written = chunks.write(Source::Guest(memory), planned, &self.file).map_err(Stop::Trouble)?;
             self.put(*index, planned, &written);
             after(planned).map_err(Stop::Cancelled)?;
@@ -75,9 +76,10 @@ impl Target {
         slots: &Slots,
     ) -> Result<(), Stop> {
         chunks.begin();
+        let mut aside = self.aside.steps();
         for nth in 0..planned.len() {
             let handed = slots.await_handed(nth);
-            self.aside.step();
+            aside.step();
             let planned = &planned[handed.chunk];
             let written = match handed.slot {
                 None => chunks.zero(handed.chunk),

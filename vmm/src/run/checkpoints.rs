@@ -195,7 +195,6 @@ impl Session {
                 self.origin.parent = Some(done.id);
                 let incremental = image.as_ref().is_some_and(|image| image.manifest().is_incremental());
                 self.history.made(done.written_bytes, incremental, Duration::from_micros(done.duration_us));
-                self.finisher.let_go(std::mem::replace(&mut self.base, image));
                 let line = format!(
                     "checkpoint {}: {} MiB of RAM, paused {:.1} ms, durable after {:.1} ms",
                     done.dir.display(),
@@ -206,6 +205,8 @@ impl Session {
                 // Whoever reads the line may ask for the next one.
                 operation.done(done);
                 say(&line);
+                // Not before the line: the finisher's thread may be on this CPU, and busy with it for long.
+                self.finisher.let_go(std::mem::replace(&mut self.base, image));
                 if in_store {
                     self.prune();
                 }

@@ -4,7 +4,7 @@
 //! prepare   register memory · slots · threads · a child without guest RAM        the guest runs
 //! protect   protect all of it · look which pages there are                       in its pause
 //! fault     copy the chunk · unprotect it · hand the copy to the child           who writes there waits meanwhile
-//! copier    the same for all other chunks, one after the other                   the guest runs
+//! copier    the same for all other chunks, some unprotected together             the guest runs
 //! ```
 //!
 //! A fork copies page tables while the guest stands still, and its huge pages are split as the guest writes. Here neither
@@ -18,6 +18,7 @@
 #![allow(unsafe_code)]
 
 mod lent;
+mod order;
 mod present;
 mod slots;
 mod uffd;
@@ -36,8 +37,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 pub use self::lent::{Copies, Habits, Lent};
+pub(super) use self::order::Order;
 pub(super) use self::slots::{Handed, Slots};
 
+use self::order::Copied;
 use self::present::{Present, Scanner};
 use self::slots::Taker;
 use self::uffd::Uffd;
@@ -64,8 +67,7 @@ pub fn can_protect() -> io::Result<()> {
 pub(super) struct Protection {
     shared: Arc<Shared>,
     scanner: Option<Scanner>,
-    /// In what order chunks are copied.
-    order: Vec<usize>,
+    order: Order,
     faults: Option<JoinHandle<()>>,
     copier: Option<JoinHandle<()>>,
 }
@@ -111,7 +113,7 @@ impl Protection {
     pub(super) fn prepare(
         lent: Lent,
         planned: &[PlannedChunk],
-        order: Vec<usize>,
+        order: Order,
         (is_roomy, aside): (bool, Aside),
     ) -> io::Result<Protection> {
         let Lent { memory, mapping, habits, copies } = lent;
@@ -125,7 +127,7 @@ impl Protection {
             }
         }
         let slots_in = |bytes| usize::try_from(bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
-        let ready = habits.chunks().len().max(READY).min(slots_in(copies.ready_bytes));
+        let ready = order.habits.max(READY).min(slots_in(copies.ready_bytes));
         let slots = Slots::new(chunks.len(), is_roomy, slots_in(copies.most_bytes), ready.max(1))?;
         let shared = Arc::new(Shared {
             uffd,
@@ -238,7 +240,7 @@ impl Shared {
             copied = self.slots.take(Taker::Fault, &*self.has_room, || self.is_hopeless());
             copied.iter().for_each(|slot| self.copy(chunk, *slot));
         }
-        self.unprotect(chunk);
+        self.unprotect(&chunk.host);
         if copied.is_some() {
             self.slots.hand(Handed { chunk: number, slot: copied });
             self.written.lock().iter_mut().for_each(|written| written.push(number));
@@ -246,8 +248,9 @@ impl Shared {
     }
 
     /// The copier's work.
-    fn copy_all(&self, order: &[usize]) {
-        for number in order {
+    fn copy_all(&self, order: &Order) {
+        let (mut aside, mut copied) = (self.aside.steps(), Copied::default());
+        for (nth, number) in order.chunks.iter().enumerate() {
             let chunk = &self.chunks[*number];
             if chunk.taken.load(Relaxed) {
                 continue;
@@ -259,17 +262,17 @@ impl Shared {
                 }
                 continue;
             }
-            self.aside.step();
             let Some(slot) = self.slots.take(Taker::Copier, || false, || self.is_hopeless()) else { return };
-            self.aside.step();
+            aside.step();
             self.copy(chunk, slot);
             if chunk.taken.swap(true, AcqRel) {
                 self.slots.put_back(slot);
                 continue;
             }
-            self.unprotect(chunk);
+            copied.add(&chunk.host, nth < order.habits).for_each(|memory| self.unprotect(&memory));
             self.slots.hand(Handed { chunk: *number, slot: Some(slot) });
         }
+        copied.finish().iter().for_each(|memory| self.unprotect(memory));
     }
 
     /// Copies a chunk as it was at the cut, while it is protected; else anything.
@@ -286,9 +289,9 @@ impl Shared {
         to[done..chunk.host.len()].fill(0);
     }
 
-    fn unprotect(&self, chunk: &Chunk) {
+    fn unprotect(&self, memory: &Range<usize>) {
         // It fails only for what is not registered any more, where nobody waits.
-        let _ = self.uffd.unprotect(&chunk.host);
+        let _ = self.uffd.unprotect(memory);
     }
 
     /// Those at the cut. Nobody asks before.
