@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 
 use crate::vm::Home;
 
+/// So many lines of a guest's console are told of a test that fails: a panic and what led to it.
+const TOLD: usize = 80;
+
 /// A running network.
 pub(crate) struct Network<'a> {
     home: &'a Home,
@@ -101,6 +104,10 @@ impl Drop for Network<'_> {
         self.kill_members();
         if thread::panicking() {
             tell_of_nodes(&self.state);
+            for (node, console) in self.consoles.iter().enumerate() {
+                let lines = console.all();
+                eprintln!("n-{node} said last:\n{}", lines[lines.len().saturating_sub(TOLD)..].join("\n"));
+            }
             end_all_of(self.home.path());
         }
     }
