@@ -131,8 +131,10 @@ impl Gate {
 }
 
 fn run(mut manager: EventManager<Subscriber>, gate: &Gate, port: Option<&Port>) {
+    // It is born parked, even where it is to run by the time that it gets here.
+    let mut parks = true;
     loop {
-        if gate.wanted.load(Ordering::SeqCst) {
+        if parks {
             if !gate.pass() {
                 return;
             }
@@ -142,6 +144,7 @@ fn run(mut manager: EventManager<Subscriber>, gate: &Gate, port: Option<&Port>) 
         if let Err(error) = manager.run() {
             tracing::error!(%error, "the event loop failed");
         }
+        parks = gate.wanted.load(Ordering::SeqCst);
     }
 }
 
@@ -179,6 +182,7 @@ impl MutEventSubscriber for PortEvents {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
     use std::sync::{atomic::AtomicUsize, mpsc};
     use std::time::Duration;
 
@@ -191,6 +195,9 @@ mod tests {
 
     use super::*;
     use crate::network::channel;
+
+    /// How long a test waits for a thread.
+    const LIMIT: Duration = Duration::from_secs(60);
 
     struct Counter(EventFd, Arc<AtomicUsize>);
 
@@ -222,23 +229,36 @@ mod tests {
         }
     }
 
-    /// Its events are taken by who sees to a cut while the thread is parked.
-    #[test]
-    fn a_thread_that_goes_on_looks_at_the_links_whoever_was_told_of_them() {
+    /// A card's place whose machine stands still in a cut, for which the other's marker is missing; and that other's end.
+    fn standing() -> (Port, OwnedFd) {
         let (ours, theirs) = channel::pair().unwrap();
         let setup = Setup { me: Node(0), nodes: 2, incarnation: Incarnation(0), limits: Limits::default() };
         let (macs, links) = (vec![[2; 6], [4; 6]], vec![(Node(1), Box::new(SeqPacket::new(ours)) as _)]);
         let config = PortConfig { name: "eth0".into(), setup, macs, links, preload: Vec::new(), offloads: false };
         let port = Port::open(config, drop).unwrap();
-        let thread = IoThread::start(Vec::new(), Some(port.clone())).unwrap();
         port.tell(Input::CutRequested(Colour(1))).unwrap();
         port.tell(Input::CutTaken(Colour(1))).unwrap();
         port.stand();
+        (port, theirs)
+    }
+
+    /// Somebody sees to the cut, and says when that is left to the thread.
+    fn attend(port: &Port) -> mpsc::Receiver<()> {
         let (attended, (done, left)) = (port.clone(), mpsc::channel());
         thread::spawn(move || {
             attended.complete_cut();
-            done.send(()).unwrap();
+            // A test that has failed does not listen.
+            let _ = done.send(());
         });
+        left
+    }
+
+    /// Its events are taken by who sees to a cut while the thread is parked.
+    #[test]
+    fn a_thread_that_goes_on_looks_at_the_links_whoever_was_told_of_them() {
+        let (port, theirs) = standing();
+        let thread = IoThread::start(Vec::new(), Some(port.clone())).unwrap();
+        let left = attend(&port);
         let (look, mut events) = (Epoll::new().unwrap(), [EpollEvent::default()]);
         look.ctl(ControlOperation::Add, port.poll_fd(), EpollEvent::new(Flags::IN, 0)).unwrap();
         while look.wait(0, &mut events).unwrap() > 0 {
@@ -246,7 +266,24 @@ mod tests {
         }
         assert!(left.try_recv().is_err(), "the other's marker is missing");
         thread.run();
-        left.recv_timeout(Duration::from_secs(10)).expect("it takes what is for the thread that runs");
+        left.recv_timeout(LIMIT).expect("it takes what is for the thread that runs");
+        drop(theirs);
+    }
+
+    #[test]
+    fn a_thread_that_comes_when_it_is_to_run_already_looks_at_the_links_too() {
+        let (port, theirs) = standing();
+        let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (wanted, state, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        let gate = Arc::new(Gate { wanted, state, changed, wake });
+        let mut manager = EventManager::<Subscriber>::new().unwrap();
+        manager.add_subscriber(Box::new(Wake(Arc::clone(&gate))));
+        let (at_gate, of_thread) = (Arc::clone(&gate), port.clone());
+        let thread = thread::spawn(move || run(manager, &at_gate, Some(&of_thread)));
+        attend(&port).recv_timeout(LIMIT).expect("it has looked at once");
+        gate.lock().quit = true;
+        gate.wake_up();
+        thread.join().unwrap();
         drop(theirs);
     }
 }
