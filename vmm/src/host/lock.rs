@@ -31,7 +31,13 @@ fn take_within(file: &File, patience: Duration) -> io::Result<bool> {
     let (done, taken) = mpsc::channel();
     // The lock belongs to what both descriptors are of. If it comes too late it goes again with the last of them.
     let same = file.try_clone()?;
-    thread::Builder::new().name("lock".into()).spawn(move || drop(done.send(same.lock())))?;
+    let wait = move || {
+        let taken = same.lock();
+        // Before anybody knows: who closes `file` then has let go of the lock.
+        drop(same);
+        drop(done.send(taken));
+    };
+    thread::Builder::new().name("lock".into()).spawn(wait)?;
     match taken.recv_timeout(patience) {
         Ok(taken) => taken.map(|()| true),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(false),
