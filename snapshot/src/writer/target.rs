@@ -77,20 +77,16 @@ impl Target {
     ) -> Result<(), Stop> {
         chunks.begin();
         let mut aside = self.aside.steps();
-        for nth in 0..planned.len() {
-            let handed = slots.await_handed(nth);
+        let mut parent = slots.receiver();
+        for _ in planned {
+            let (chunk, slot) = parent.receive();
             aside.step();
-            let planned = &planned[handed.chunk];
-            let written = match handed.slot {
-                None => chunks.zero(handed.chunk),
-                Some(slot) => {
-                    let content = Source::Copy(slots.content(slot));
-                    let written = chunks.write(content, planned, &self.file).map_err(Stop::Trouble)?;
-                    slots.give_back(slot);
-                    written
-                }
+            let planned = &planned[chunk];
+            let written = match slot {
+                None => chunks.zero(chunk),
+                Some(slot) => chunks.write(Source::Copy(slot.content()), planned, &self.file).map_err(Stop::Trouble)?,
             };
-            self.put(handed.chunk, planned, &written);
+            self.put(chunk, planned, &written);
         }
         chunks.finish().map_err(Stop::Trouble)
     }

@@ -38,7 +38,7 @@ pub fn available_bytes() -> Option<u64> {
     kib(&fs::read_to_string(format!("{PROC}/meminfo")).ok()?, "MemAvailable:")
 }
 
-/// Bytes of memory that are this process's own, not a file's: nearly all of it is the guest's RAM.
+/// Bytes of memory that are this process's own, not a file's: nearly all of it is the guest's RAM, and copies of it.
 pub fn own_bytes() -> Option<u64> {
     kib(&fs::read_to_string(format!("{PROC}/self/status")).ok()?, "RssAnon:")
 }

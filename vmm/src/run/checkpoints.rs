@@ -172,7 +172,8 @@ fn bytes_to_capture(machine: &Machine) -> u64 {
 impl Session {
     /// Bytes of RAM that the guest has touched, about.
     fn resident(&self) -> u64 {
-        memory::own_bytes().unwrap_or(self.config.memory.0)
+        // During a checkpoint there are copies as well.
+        memory::own_bytes().unwrap_or(u64::MAX).min(self.config.memory.0)
     }
 
     /// Says if a checkpoint with which the VM ends would take too long, as far as those tell that were made.

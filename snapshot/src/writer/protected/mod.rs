@@ -3,20 +3,21 @@
 //! ```text
 //! prepare   register memory · slots · threads · a child without guest RAM        the guest runs
 //! protect   protect all of it · look which pages there are                       in its pause
-//! fault     copy the chunk · unprotect it · hand the copy to the child           who writes there waits meanwhile
-//! copier    the same for all other chunks, some unprotected together             the guest runs
+//! fault     copy the chunk · unprotect it                                        who writes there waits meanwhile
+//! copier    hand these copies to the child · copy and hand all other chunks      the guest runs
 //! ```
 //!
 //! A fork copies page tables while the guest stands still, and its huge pages are split as the guest writes. Here neither
 //! happens: to protect a huge page is to change one entry, and the guest waits once for each 2 MiB that it writes to,
-//! for a copy that no other CPU is disturbed by. The memory that it takes is bounded by the slots: a guest that is
-//! faster than the child waits. The child has no guest RAM, only the slots.
+//! for a copy that no other CPU is disturbed by. The memory that copies take is bounded: a guest that is faster than the
+//! child waits. The child has no guest RAM, only the slots that it is handed chunks in.
 //!
 //! Invariants: a chunk is copied while all of its pages that were there at the cut are protected: who copies takes the
-//! chunk before it is unprotected, and what another one had taken by the end of the copy is not used. Only the first one
-//! who took a chunk hands it over.
-#![allow(unsafe_code)]
+//! chunk before it is unprotected, and what another one had taken by the end of the copy is not used. Of the copies of a
+//! chunk only that of the first one who took it is handed over.
 
+mod chunks;
+mod kept;
 mod lent;
 mod order;
 mod present;
@@ -34,15 +35,17 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 pub use self::lent::{Copies, Habits, Lent};
 pub(super) use self::order::Order;
-pub(super) use self::slots::{Handed, Slots};
+pub(super) use self::slots::Slots;
 
+use self::chunks::{Area, Chunk};
+use self::kept::{Kept, KeptCopy};
 use self::order::Copied;
 use self::present::{Present, Scanner};
-use self::slots::Taker;
+use self::slots::FreeSlot;
 use self::uffd::Uffd;
 use super::priority;
 use crate::aside::Aside;
@@ -50,7 +53,7 @@ use crate::chunk_writer::copy_out;
 use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
 
-/// Slots that are ready for a guest of which nothing is known.
+/// Copies that there is memory ready for, of a guest of which nothing is known.
 const READY: usize = 16;
 
 /// Whether this process can protect RAM.
@@ -78,6 +81,7 @@ struct Shared {
     /// By number.
     chunks: Vec<Chunk>,
     present: OnceLock<Present>,
+    kept: Kept,
     slots: Slots,
     has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whom the copier keeps off.
@@ -94,19 +98,6 @@ struct Shared {
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
-/// The memory of a region of guest RAM.
-struct Area {
-    host: Range<usize>,
-    /// The number of its first chunk.
-    first: usize,
-}
-
-struct Chunk {
-    host: Range<usize>,
-    guest_address: u64,
-    taken: AtomicBool,
-}
-
 impl Protection {
     /// Makes ready to protect `lent`, of which `planned` are the chunks by number, copied in the order `order`. Copier and
     /// child work at the same time if the host is roomy.
@@ -118,22 +109,17 @@ impl Protection {
     ) -> io::Result<Protection> {
         let Lent { memory, mapping, habits, copies } = lent;
         let (uffd, mut scanner, stop) = (Uffd::open()?, Scanner::new()?, EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
-        let chunks = planned.iter().map(|planned| Chunk::new(&memory, planned)).collect::<io::Result<Vec<_>>>()?;
-        let mut areas: Vec<(usize, Area)> = Vec::new();
-        for (number, (chunk, planned)) in chunks.iter().zip(planned).enumerate() {
-            match areas.last_mut() {
-                Some((region, area)) if *region == planned.region => area.host.end = chunk.host.end,
-                _ => areas.push((planned.region, Area { host: chunk.host.clone(), first: number })),
-            }
-        }
+        let (chunks, areas) = chunks::of(&memory, planned)?;
         let slots_in = |bytes| usize::try_from(bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
         let ready = order.habits.max(READY).min(slots_in(copies.ready_bytes));
-        let slots = Slots::new(chunks.len(), is_roomy, slots_in(copies.most_bytes), ready.max(1))?;
+        let kept = Kept::new(slots_in(copies.most_bytes).clamp(1, chunks.len().max(1)), ready.max(1))?;
+        let slots = Slots::new(chunks.len(), is_roomy)?;
         let shared = Arc::new(Shared {
             uffd,
-            areas: areas.into_iter().map(|(_, area)| area).collect(),
+            areas,
             chunks,
             present: OnceLock::new(),
+            kept,
             slots,
             has_room: copies.has_room,
             aside,
@@ -236,48 +222,65 @@ impl Shared {
         let number = area.first + (address - area.host.start) / CHUNK_BYTES as usize;
         let chunk = &self.chunks[number];
         let mut copied = None;
-        if !chunk.taken.swap(true, AcqRel) {
-            copied = self.slots.take(Taker::Fault, &*self.has_room, || self.is_hopeless());
-            copied.iter().for_each(|slot| self.copy(chunk, *slot));
+        // Once nobody wants a copy any more, the guest waits for none.
+        if !chunk.taken.swap(true, AcqRel) && !self.is_hopeless() {
+            let copy = |to: &mut [u8]| self.copy(chunk, to);
+            copied = self.kept.keep(number, &*self.has_room, || self.is_hopeless(), copy);
         }
         self.unprotect(&chunk.host);
-        if copied.is_some() {
-            self.slots.hand(Handed { chunk: number, slot: copied });
+        if let Some(copied) = copied {
+            self.kept.push(copied);
             self.written.lock().iter_mut().for_each(|written| written.push(number));
         }
     }
 
     /// The copier's work.
     fn copy_all(&self, order: &Order) {
-        let (mut aside, mut copied) = (self.aside.steps(), Copied::default());
+        let (mut aside, mut copied, mut child) = (self.aside.steps(), Copied::default(), self.slots.sender());
         for (nth, number) in order.chunks.iter().enumerate() {
             let chunk = &self.chunks[*number];
-            if chunk.taken.load(Relaxed) {
-                continue;
-            }
-            if self.present().of(&chunk.host).next().is_none() {
-                // Nobody waits for it either.
-                if !chunk.taken.swap(true, AcqRel) {
-                    self.slots.hand(Handed { chunk: *number, slot: None });
+            while !chunk.taken.load(Relaxed) {
+                if self.present().of(&chunk.host).next().is_none() {
+                    // Nobody waits for it either.
+                    if !chunk.taken.swap(true, AcqRel) {
+                        child.hand_zero(*number);
+                    }
+                    break;
                 }
-                continue;
+                let Some(mut slot) = child.slot(|| self.is_hopeless()) else { return };
+                aside.step();
+                // The guest may wait for the memory that a kept copy is in.
+                if let Some(kept) = self.kept.next() {
+                    self.hand_over(kept, slot);
+                    continue;
+                }
+                self.copy(chunk, slot.content());
+                if !chunk.taken.swap(true, AcqRel) {
+                    copied.add(&chunk.host, nth < order.habits).for_each(|memory| self.unprotect(&memory));
+                    slot.hand(*number);
+                }
             }
-            let Some(slot) = self.slots.take(Taker::Copier, || false, || self.is_hopeless()) else { return };
-            aside.step();
-            self.copy(chunk, slot);
-            if chunk.taken.swap(true, AcqRel) {
-                self.slots.put_back(slot);
-                continue;
-            }
-            copied.add(&chunk.host, nth < order.habits).for_each(|memory| self.unprotect(&memory));
-            self.slots.hand(Handed { chunk: *number, slot: Some(slot) });
         }
         copied.finish().iter().for_each(|memory| self.unprotect(memory));
+        // All others are taken, and kept or about to be.
+        while child.handed() < self.chunks.len() {
+            let Some(kept) = self.kept.await_next(|| self.is_hopeless()) else { return };
+            let Some(slot) = child.slot(|| self.is_hopeless()) else { return };
+            self.hand_over(kept, slot);
+        }
+    }
+
+    fn hand_over(&self, kept: KeptCopy, mut slot: FreeSlot<'_, '_>) {
+        let bytes = self.chunks[kept.chunk].host.len();
+        slot.content()[..bytes].copy_from_slice(&self.kept.content(&kept)[..bytes]);
+        let chunk = kept.chunk;
+        // The guest may wait for that.
+        self.kept.give_back(kept);
+        slot.hand(chunk);
     }
 
     /// Copies a chunk as it was at the cut, while it is protected; else anything.
-    fn copy(&self, chunk: &Chunk, slot: u32) {
-        let to = self.slots.content_mut(slot);
+    fn copy(&self, chunk: &Chunk, to: &mut [u8]) {
         let mut done = 0;
         for there in self.present().of(&chunk.host) {
             let (start, end) = (there.start - chunk.host.start, there.end - chunk.host.start);
@@ -299,31 +302,12 @@ impl Shared {
         self.present.wait()
     }
 
-    /// Whether no slot will be given back any more.
+    /// Whether nobody takes chunks any more.
     fn is_hopeless(&self) -> bool {
         let ended = |child: &OwnedFd| {
             let mut ended = [PollFd::new(child.as_fd(), PollFlags::POLLIN)];
             poll(&mut ended, PollTimeout::ZERO).is_ok_and(|ended| ended > 0)
         };
         self.over.load(Relaxed) || self.child.get().is_none_or(ended)
-    }
-}
-
-impl Chunk {
-    fn new(memory: &GuestMemoryMmap, planned: &PlannedChunk) -> io::Result<Chunk> {
-        let slice = memory.get_slice(GuestAddress(planned.guest_address), planned.guest_bytes as usize);
-        let start = slice.map_err(io::Error::other)?.ptr_guard().as_ptr() as usize;
-        Ok(Chunk {
-            host: start..start + planned.guest_bytes as usize,
-            guest_address: planned.guest_address,
-            taken: AtomicBool::new(false),
-        })
-    }
-}
-
-impl Area {
-    fn advise(&self, advice: libc::c_int) {
-        // SAFETY: the area is mapped as long as RAM is; what a child sees of it changes nothing here.
-        unsafe { libc::madvise(self.host.start as *mut libc::c_void, self.host.len(), advice) };
     }
 }
