@@ -52,7 +52,7 @@ fn a_store_that_fills_costs_the_cut_and_nothing_else() {
     network.kill9();
 }
 
-/// All others have room for their parts.
+/// All others have room for their parts, if they come first.
 #[test]
 fn a_file_system_with_no_room_for_one_vm_costs_the_cut_and_nothing_else() {
     if guest::skipped() || !mount::enter_namespace() {
@@ -85,7 +85,8 @@ fn a_file_system_with_no_room_for_one_vm_costs_the_cut_and_nothing_else() {
     for cut in 1..=2 {
         network.supervisor.signal(Signal::SIGUSR1);
         let line = network.supervisor.messages.expect("checkpoint: ", LIMIT);
-        is_error(&line, &["node 2: ", "no space left on the file system", "; the network goes on"]);
+        // Who still writes when the largest has taken all the room finds none either, and may say so first.
+        is_error(&line, &["node ", "no space left on the file system", "; the network goes on"]);
         network.goes_on();
         assert!(!small.join(format!("00000{cut}")).exists(), "nothing is left of it");
     }
