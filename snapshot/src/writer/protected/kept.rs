@@ -1,7 +1,7 @@
 //! Copies of what the guest writes to, until it is their turn to go to the child.
 //!
 //! They are in memory of this process alone, which can be huge pages: a page of memory that is shared with a child takes
-//! the kernel ten times as long, and a guest would wait for all that was not made ready. The child is handed a copy
+//! the kernel much longer, and a guest would wait for all that was not made ready. The child is handed a copy
 //! of the copy.
 //!
 //! Invariant: a slot is written by the fault that took it, then read by the copier, then free.
