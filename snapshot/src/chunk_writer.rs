@@ -10,7 +10,7 @@
 //! RAM is copied out of the guest 256 KiB at a time, and tag and write work on the copy, which is still in the
 //! core's cache: no reference to memory that another thread may change ever exists, and it costs nothing that can be
 //! measured, since the time goes into bringing RAM to the core, which happens once. Where the file system has direct
-//! writes, the copy of a first image's chunk is what the disk fetches ([`Direct`]).
+//! writes, the copy of a first image's chunk is what the disk fetches ([`Direct`]). What is handed over as a copy has its tag.
 //!
 //! Nothing keeps a record of what the guest writes: no record can be lost with a checkpoint that fails, and the guest
 //! pays for none. (KVM's dirty log has the guest fault once for each page of 4 KiB, and splits its huge pages.) What it
@@ -35,7 +35,7 @@ use crate::limits::{CHUNK_BYTES, PAGE_BYTES, PIECE_BYTES};
 use crate::memory::{PlannedChunk, Run};
 use crate::pagemap::PageMap;
 use crate::sparse;
-use crate::tag::{Chunk, ChunkTagger, Tagging};
+use crate::tag::{Chunk, ChunkTagger, Tag, Tagging, is_zero};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -97,15 +97,15 @@ impl Base {
 pub(crate) enum Source<'a> {
     /// In guest RAM, which does not change meanwhile.
     Guest(&'a GuestMemoryMmap),
-    /// Here.
-    Copy(&'a [u8]),
+    /// Here, and not all zeros; it has the tag.
+    Copy(&'a [u8], Tag),
 }
 
 impl<'a> Source<'a> {
     /// What begins `done` bytes after the begin of the chunk, as much as `buffer` has room for; there, if it has to be copied.
     fn read(self, planned: &PlannedChunk, done: u64, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
         match self {
-            Source::Copy(content) => Ok(&content[done as usize..done as usize + buffer.len()]),
+            Source::Copy(content, _) => Ok(&content[done as usize..done as usize + buffer.len()]),
             Source::Guest(_) => self.copy_out(planned, done, buffer).map(|()| &*buffer),
         }
     }
@@ -114,7 +114,7 @@ impl<'a> Source<'a> {
     fn copy_out(self, planned: &PlannedChunk, done: u64, to: &mut [u8]) -> io::Result<()> {
         match self {
             Source::Guest(memory) => copy_out(memory, planned.guest_address + done, to),
-            Source::Copy(content) => {
+            Source::Copy(content, _) => {
                 to.copy_from_slice(&content[done as usize..done as usize + to.len()]);
                 Ok(())
             }
@@ -169,7 +169,7 @@ impl ChunkWriter {
         self.direct.iter_mut().try_for_each(Direct::finish).map_err(Trouble::Write)
     }
 
-    /// Tags a chunk and writes, or begins to write, what has to be.
+    /// Tags a chunk unless it has a tag, and writes, or begins to write, what has to be.
     pub(crate) fn write(
         &mut self,
         memory: Source<'_>,
@@ -178,7 +178,7 @@ impl ChunkWriter {
     ) -> Result<WrittenChunk, Trouble> {
         match memory {
             Source::Guest(memory) => self.reader.pages.look(memory, planned),
-            Source::Copy(_) => self.reader.pages.forget(),
+            Source::Copy(..) => self.reader.pages.forget(),
         }
         let index = (planned.file.start / CHUNK_BYTES) as usize;
         let Some(base) = &self.base else {
@@ -195,7 +195,12 @@ impl ChunkWriter {
             let changed = if chunk == old { Changed::Nothing } else { Changed::All };
             return Ok(WrittenChunk { chunk, changed });
         }
-        let chunk = self.reader.pass(memory, planned, &mut self.piece, |_, _| Ok(())).map_err(Trouble::Write)?;
+        let chunk = match memory {
+            Source::Copy(_, tag) => Chunk::Data(tag),
+            Source::Guest(_) => {
+                self.reader.pass(memory, planned, &mut self.piece, |_, _| Ok(())).map_err(Trouble::Write)?
+            }
+        };
         let changed = match chunk {
             Chunk::Zero => Changed::All,
             Chunk::Data(_) if chunk == old && !folded => Changed::Nothing,
@@ -210,7 +215,7 @@ impl ChunkWriter {
         WrittenChunk { chunk: Chunk::Zero, changed: if was_zero { Changed::Nothing } else { Changed::All } }
     }
 
-    /// Tags a chunk and writes its pieces that are not zero.
+    /// Tags a chunk unless it has a tag, and writes its pieces that are not zero.
     fn write_first(&mut self, memory: Source<'_>, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
         let Some(direct) = &mut self.direct else {
             return self.reader.pass(memory, planned, &mut self.piece, |piece, at| files::write_at(to, piece, at));
@@ -262,8 +267,8 @@ impl ChunkWriter {
 }
 
 impl Reader {
-    /// Reads the chunk that was looked at, and tags it; `each` gets the pieces that are not zero and their places in
-    /// the file. `buffer` has room for one piece, or for all, each in its place.
+    /// Reads the chunk that was looked at, and tags it unless it has a tag; `each` gets the pieces that are not zero and
+    /// their places in the file. `buffer` has room for one piece, or for all, each in its place.
     fn pass(
         &mut self,
         memory: Source<'_>,
@@ -284,11 +289,18 @@ impl Reader {
                 true => memory.copy_out(planned, done, piece).map(|()| &*piece)?,
                 false => memory.read(planned, done, piece)?,
             };
-            if self.tagger.piece(piece) {
+            let is_data = match memory {
+                Source::Copy(..) => !is_zero(piece),
+                Source::Guest(_) => self.tagger.piece(piece),
+            };
+            if is_data {
                 each(piece, planned.file.start + done)?;
             }
         }
-        self.tagger.zeros(planned.file.end - planned.file.start - planned.guest_bytes);
+        if let Source::Copy(_, tag) = memory {
+            return Ok(Chunk::Data(tag));
+        }
+        self.tagger.zeros(planned.padding());
         Ok(self.tagger.finish())
     }
 }
@@ -299,7 +311,7 @@ fn pieces(bytes: u64) -> impl Iterator<Item = (u64, usize)> {
 }
 
 /// Copies guest RAM, whoever writes to it meanwhile.
-pub(crate) fn copy_out(memory: &GuestMemoryMmap, address: u64, to: &mut [u8]) -> io::Result<()> {
+fn copy_out(memory: &GuestMemoryMmap, address: u64, to: &mut [u8]) -> io::Result<()> {
     let slice = memory.get_slice(GuestAddress(address), to.len());
     slice.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?.copy_to(to);
     Ok(())

@@ -41,6 +41,13 @@ pub(crate) struct PlannedChunk {
     pub(crate) guest_bytes: u64,
 }
 
+impl PlannedChunk {
+    /// Bytes that are zero in the file, after its RAM.
+    pub(crate) fn padding(&self) -> u64 {
+        self.file.end - self.file.start - self.guest_bytes
+    }
+}
+
 /// The chunks of the memory file of `regions`, in order.
 pub(crate) fn plan(regions: &[Region]) -> impl Iterator<Item = PlannedChunk> {
     let file_bytes = file_bytes(regions);

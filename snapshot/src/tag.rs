@@ -119,6 +119,14 @@ impl ChunkTagger {
         ChunkTagger { state: State::new(tagging), leading_zeros: 0, any_data: false }
     }
 
+    /// In pieces of so many bytes a chunk is best tagged by somebody who copies it.
+    pub(crate) fn part_bytes(&self) -> usize {
+        match self.state {
+            State::Mac(_) => MAC_PART_BYTES,
+            State::Hash(_) => HASH_PART_BYTES,
+        }
+    }
+
     /// Takes the next piece of the chunk; true if it held anything but zeros.
     pub(crate) fn piece(&mut self, piece: &[u8]) -> bool {
         let data = !is_zero(piece);
@@ -132,6 +140,14 @@ impl ChunkTagger {
             self.leading_zeros += piece.len() as u64;
         }
         data
+    }
+
+    /// The same, for who does not ask: of what follows data nobody looks whether it is zero.
+    pub(crate) fn add(&mut self, piece: &[u8]) {
+        match self.any_data {
+            true => self.state.update(piece),
+            false => _ = self.piece(piece),
+        }
     }
 
     /// Takes `bytes` zeros as the next piece of the chunk.
@@ -151,6 +167,12 @@ impl ChunkTagger {
         chunk
     }
 }
+
+/// So much is to be copied, then tagged, then the next: it is still in the nearest cache, and the core fetches what comes next
+/// while it tags.
+const MAC_PART_BYTES: usize = 512;
+/// BLAKE3 works on many KiB at the same time, and takes longer than it takes to fetch them.
+const HASH_PART_BYTES: usize = 64 << 10;
 
 static ZERO_PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 

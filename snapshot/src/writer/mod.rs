@@ -158,7 +158,13 @@ impl PreparedWriter {
         self.order.sort_by_key(|(number, _)| nth.get(number).copied().unwrap_or(usize::MAX));
         let order = Order { chunks: self.order.iter().map(|(number, _)| *number).collect(), habits: nth.len() };
         let planned: Vec<_> = memory::plan(&self.target.regions).collect();
-        let protection = Protection::prepare(lent, &planned, order, (self.is_roomy, self.target.aside.clone()))?;
+        let protection = Protection::prepare(
+            lent,
+            &planned,
+            order,
+            (self.is_roomy, self.target.aside.clone()),
+            self.target.tagging,
+        )?;
         let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
         let child = protection.without_ram(|| {
             child::fork(descriptors, *nice, || {

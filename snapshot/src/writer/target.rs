@@ -84,7 +84,9 @@ impl Target {
             let planned = &planned[chunk];
             let written = match slot {
                 None => chunks.zero(chunk),
-                Some(slot) => chunks.write(Source::Copy(slot.content()), planned, &self.file).map_err(Stop::Trouble)?,
+                Some(slot) => chunks
+                    .write(Source::Copy(slot.content(), slot.tag()), planned, &self.file)
+                    .map_err(Stop::Trouble)?,
             };
             self.put(chunk, planned, &written);
         }

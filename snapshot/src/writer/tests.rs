@@ -48,7 +48,7 @@ fn protects() -> bool {
 /// `memory` for a writer that protects it, with copies of `chunks` chunks at most.
 fn lent(memory: &GuestMemoryMmap, chunks: u64) -> Lent {
     let copies = Copies { most_bytes: chunks * CHUNK_BYTES, ready_bytes: u64::MAX, has_room: Arc::new(|| true) };
-    Lent { memory: memory.clone(), mapping: Arc::new(()), habits: Arc::default(), copies }
+    Lent { memory: memory.clone(), mapping: Arc::new(memory.clone()), habits: Arc::default(), copies }
 }
 
 fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> ForkedWriter {

@@ -1,4 +1,4 @@
-//! Guest RAM in chunks, and where they are in this process's memory.
+//! Guest RAM in chunks, where they are in this process's memory, and copies of them.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,12 +7,16 @@ use std::sync::atomic::AtomicBool;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::present::Present;
+use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
+use crate::tag::{self, ChunkTagger};
 
 /// A chunk.
 pub(super) struct Chunk {
     pub(super) host: Range<usize>,
-    pub(super) guest_address: u64,
+    /// Bytes of zeros that follow it in the memory file.
+    padding: u64,
     /// Somebody copies it, or has.
     pub(super) taken: AtomicBool,
 }
@@ -24,7 +28,7 @@ pub(super) struct Area {
     pub(super) first: usize,
 }
 
-/// The chunks of `memory`, which are `planned`, by number; and its regions.
+/// The chunks of `memory`, which are `planned`, by number; and its regions. It has to stay mapped as long as there are any.
 pub(super) fn of(memory: &GuestMemoryMmap, planned: &[PlannedChunk]) -> io::Result<(Vec<Chunk>, Vec<Area>)> {
     let chunks = planned.iter().map(|planned| Chunk::new(memory, planned)).collect::<io::Result<Vec<_>>>()?;
     let mut areas: Vec<(usize, Area)> = Vec::new();
@@ -43,9 +47,56 @@ impl Chunk {
         let start = slice.map_err(io::Error::other)?.ptr_guard().as_ptr() as usize;
         Ok(Chunk {
             host: start..start + planned.guest_bytes as usize,
-            guest_address: planned.guest_address,
+            padding: planned.padding(),
             taken: AtomicBool::new(false),
         })
+    }
+
+    /// Copies it as it was at the cut, when some of it was `present`, while that is protected; else anything.
+    pub(super) fn copy(&self, present: &Present, to: &mut [u8]) {
+        self.copy_in(CHUNK_BYTES as usize, present, to, |_| ());
+    }
+
+    /// The same; returns what it holds.
+    pub(super) fn copy_tagging(&self, present: &Present, to: &mut [u8], tagger: &mut ChunkTagger) -> tag::Chunk {
+        self.copy_in(tagger.part_bytes(), present, to, |part| tagger.add(part));
+        self.held(tagger)
+    }
+
+    /// Copies what is a `copy` of it; returns what it holds.
+    pub(super) fn copy_again(&self, copy: &[u8], to: &mut [u8], tagger: &mut ChunkTagger) -> tag::Chunk {
+        let content = copy[..self.host.len()].chunks(tagger.part_bytes());
+        for (part, to) in content.zip(to.chunks_mut(tagger.part_bytes())) {
+            tagger.add(part);
+            to[..part.len()].copy_from_slice(part);
+        }
+        self.held(tagger)
+    }
+
+    /// In parts of so many bytes; `each` gets every part's copy.
+    fn copy_in(&self, part_bytes: usize, present: &Present, to: &mut [u8], mut each: impl FnMut(&[u8])) {
+        let mut done = 0;
+        for there in present.of(&self.host) {
+            let (start, end) = (there.start - self.host.start, there.end - self.host.start);
+            to[done..start].fill(0);
+            each(&to[done..start]);
+            for (nth, part) in to[start..end].chunks_mut(part_bytes).enumerate() {
+                let from = (there.start + nth * part_bytes) as *const u8;
+                // SAFETY: it lies in guest RAM, which is mapped as long as there are chunks of it, and there are no references
+                // to it. Whoever changes it meanwhile has taken the chunk.
+                unsafe { from.copy_to_nonoverlapping(part.as_mut_ptr(), part.len()) };
+                each(part);
+            }
+            done = end;
+        }
+        to[done..self.host.len()].fill(0);
+        each(&to[done..self.host.len()]);
+    }
+
+    /// What it holds, whose RAM was tagged.
+    fn held(&self, tagger: &mut ChunkTagger) -> tag::Chunk {
+        tagger.zeros(self.padding);
+        tagger.finish()
     }
 }
 
@@ -53,5 +104,47 @@ impl Area {
     pub(super) fn advise(&self, advice: libc::c_int) {
         // SAFETY: the area is mapped as long as RAM is; what a child sees of it changes nothing here.
         unsafe { libc::madvise(self.host.start as *mut libc::c_void, self.host.len(), advice) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::super::present::Scanner;
+    use super::*;
+    use crate::limits::PAGE_BYTES;
+    use crate::memory;
+    use crate::tag::Tagging;
+
+    /// Two regions of three pages: after the first one's, its chunk is padded. Nobody has touched the second page of it, and
+    /// what was written to the other region is zeros.
+    #[test]
+    fn a_copy_has_the_tag_of_the_whole_chunk_and_so_has_a_copy_of_it() {
+        const BYTES: usize = 3 * PAGE_BYTES as usize;
+        let starts = [0, 1 << 30];
+        let ram =
+            GuestMemoryMmap::<()>::from_ranges(&starts.map(|start| (GuestAddress(start), BYTES))).expect("memory");
+        for (bytes, address) in [(&[0; 9], starts[1]), (&[2; 9], 600), (&[3; 9], 2 * PAGE_BYTES)] {
+            ram.write_slice(bytes, GuestAddress(address)).expect("it is RAM");
+        }
+        let planned: Vec<_> = memory::plan(&memory::lay_out(&ram).expect("it is RAM")).collect();
+        let (chunks, areas) = of(&ram, &planned).expect("it is RAM");
+        let mut scanner = Scanner::new().expect("the kernel tells");
+        scanner.look(areas.iter().map(|area| &area.host)).expect("the kernel tells");
+        let present = scanner.finish();
+
+        let mut whole = vec![0; CHUNK_BYTES as usize];
+        ram.read_slice(&mut whole[..BYTES], GuestAddress(0)).expect("it is RAM");
+        for tagging in [Tagging::Mac([7; 16]), Tagging::Hash] {
+            let mut tagger = ChunkTagger::new(tagging);
+            let held = tag::Chunk::Data(tagging.tag(&whole));
+            let [mut copy, mut tagged, mut again] = [(); 3].map(|()| vec![9; BYTES]);
+            assert_eq!(chunks[1].copy_tagging(&present, &mut tagged, &mut tagger), tag::Chunk::Zero);
+            assert_eq!(chunks[0].copy_tagging(&present, &mut tagged, &mut tagger), held);
+            assert_eq!(chunks[0].copy_again(&tagged, &mut again, &mut tagger), held);
+            chunks[0].copy(&present, &mut copy);
+            assert!([copy, tagged, again].iter().all(|copy| *copy == whole[..BYTES]));
+        }
     }
 }

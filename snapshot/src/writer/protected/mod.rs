@@ -4,7 +4,7 @@
 //! prepare   register memory · slots · threads · a child without guest RAM        the guest runs
 //! protect   protect all of it · look which pages there are                       in its pause
 //! fault     copy the chunk · unprotect it                                        who writes there waits meanwhile
-//! copier    hand these copies to the child · copy and hand all other chunks      the guest runs
+//! copier    copy, tag and hand to the child: these copies, all other chunks      the guest runs
 //! ```
 //!
 //! A fork copies page tables while the guest stands still, and its huge pages are split as the guest writes. Here neither
@@ -35,7 +35,6 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vm_memory::GuestMemoryMmap;
 
 pub use self::lent::{Copies, Habits, Lent};
 pub(super) use self::order::Order;
@@ -49,9 +48,9 @@ use self::slots::FreeSlot;
 use self::uffd::Uffd;
 use super::priority;
 use crate::aside::Aside;
-use crate::chunk_writer::copy_out;
 use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
+use crate::tag::{ChunkTagger, Tagging};
 
 /// Copies that there is memory ready for, of a guest of which nothing is known.
 const READY: usize = 16;
@@ -86,15 +85,15 @@ struct Shared {
     has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whom the copier keeps off.
     aside: Aside,
+    tagging: Tagging,
     /// What was written to.
     written: Mutex<Vec<usize>>,
     /// Says when the child has ended.
     child: OnceLock<OwnedFd>,
     over: AtomicBool,
     stop: EventFd,
-    // Dropped in this order.
-    memory: GuestMemoryMmap,
     habits: Arc<Habits>,
+    /// Areas and chunks are addresses in it.
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
@@ -106,6 +105,7 @@ impl Protection {
         planned: &[PlannedChunk],
         order: Order,
         (is_roomy, aside): (bool, Aside),
+        tagging: Tagging,
     ) -> io::Result<Protection> {
         let Lent { memory, mapping, habits, copies } = lent;
         let (uffd, mut scanner, stop) = (Uffd::open()?, Scanner::new()?, EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
@@ -123,11 +123,11 @@ impl Protection {
             slots,
             has_room: copies.has_room,
             aside,
+            tagging,
             written: Mutex::default(),
             child: OnceLock::new(),
             over: AtomicBool::new(false),
             stop,
-            memory,
             habits,
             _mapping: mapping,
         });
@@ -224,7 +224,7 @@ impl Shared {
         let mut copied = None;
         // Once nobody wants a copy any more, the guest waits for none.
         if !chunk.taken.swap(true, AcqRel) && !self.is_hopeless() {
-            let copy = |to: &mut [u8]| self.copy(chunk, to);
+            let copy = |to: &mut [u8]| chunk.copy(self.present(), to);
             copied = self.kept.keep(number, &*self.has_room, || self.is_hopeless(), copy);
         }
         self.unprotect(&chunk.host);
@@ -237,6 +237,7 @@ impl Shared {
     /// The copier's work.
     fn copy_all(&self, order: &Order) {
         let (mut aside, mut copied, mut child) = (self.aside.steps(), Copied::default(), self.slots.sender());
+        let mut tagger = ChunkTagger::new(self.tagging);
         for (nth, number) in order.chunks.iter().enumerate() {
             let chunk = &self.chunks[*number];
             while !chunk.taken.load(Relaxed) {
@@ -251,13 +252,13 @@ impl Shared {
                 aside.step();
                 // The guest may wait for the memory that a kept copy is in.
                 if let Some(kept) = self.kept.next() {
-                    self.hand_over(kept, slot);
+                    self.hand_over(kept, slot, &mut tagger);
                     continue;
                 }
-                self.copy(chunk, slot.content());
+                let held = chunk.copy_tagging(self.present(), slot.content(), &mut tagger);
                 if !chunk.taken.swap(true, AcqRel) {
                     copied.add(&chunk.host, nth < order.habits).for_each(|memory| self.unprotect(&memory));
-                    slot.hand(*number);
+                    slot.hand(*number, held);
                 }
             }
         }
@@ -266,30 +267,16 @@ impl Shared {
         while child.handed() < self.chunks.len() {
             let Some(kept) = self.kept.await_next(|| self.is_hopeless()) else { return };
             let Some(slot) = child.slot(|| self.is_hopeless()) else { return };
-            self.hand_over(kept, slot);
+            self.hand_over(kept, slot, &mut tagger);
         }
     }
 
-    fn hand_over(&self, kept: KeptCopy, mut slot: FreeSlot<'_, '_>) {
-        let bytes = self.chunks[kept.chunk].host.len();
-        slot.content()[..bytes].copy_from_slice(&self.kept.content(&kept)[..bytes]);
-        let chunk = kept.chunk;
+    fn hand_over(&self, kept: KeptCopy, mut slot: FreeSlot<'_, '_>, tagger: &mut ChunkTagger) {
+        let (number, chunk) = (kept.chunk, &self.chunks[kept.chunk]);
+        let held = chunk.copy_again(self.kept.content(&kept), slot.content(), tagger);
         // The guest may wait for that.
         self.kept.give_back(kept);
-        slot.hand(chunk);
-    }
-
-    /// Copies a chunk as it was at the cut, while it is protected; else anything.
-    fn copy(&self, chunk: &Chunk, to: &mut [u8]) {
-        let mut done = 0;
-        for there in self.present().of(&chunk.host) {
-            let (start, end) = (there.start - chunk.host.start, there.end - chunk.host.start);
-            to[done..start].fill(0);
-            // It lies in guest RAM, as the chunk does.
-            let _ = copy_out(&self.memory, chunk.guest_address + start as u64, &mut to[start..end]);
-            done = end;
-        }
-        to[done..chunk.host.len()].fill(0);
+        slot.hand(number, held);
     }
 
     fn unprotect(&self, memory: &Range<usize>) {

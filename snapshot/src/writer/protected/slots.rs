@@ -1,7 +1,7 @@
 //! Chunks on their way to the child, in memory that both processes share.
 //!
 //! ```text
-//! header   how many were handed over, how many slots given back: futexes
+//! header   how many were handed over, how many slots given back: futexes; the tag of the chunk in each slot
 //! handed   for each chunk, in the order in which they were: its number, and whether it is in a slot or zero
 //! slots    2 MiB each, used by turns
 //! ```
@@ -9,6 +9,7 @@
 //! Invariants: one thread hands chunks over, each once. A slot is written by that one, then read by the child, then free.
 #![allow(unsafe_code)]
 
+use std::cell::UnsafeCell;
 use std::io;
 use std::num::NonZero;
 use std::ptr::NonNull;
@@ -20,11 +21,13 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::super::futex;
 use crate::limits::CHUNK_BYTES;
+use crate::tag::{Chunk, Tag};
 
 const SLOT_BYTES: usize = CHUNK_BYTES as usize;
 /// So many there are: one is filled, one waits, one is written; or one, so that copier and child work by turns, and
 /// take no more CPUs than one writer would.
-const SLOTS: [u32; 2] = [1, 3];
+const SLOTS: [u32; 2] = [1, MOST];
+const MOST: u32 = 3;
 /// In the entry of a chunk that is not zero.
 const IN_SLOT: u64 = 1 << 32;
 /// How often somebody who waits for a slot asks whether there is anything to wait for.
@@ -34,6 +37,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 struct Header {
     handed: AtomicU32,
     given_back: AtomicU32,
+    tags: [UnsafeCell<Tag>; MOST as usize],
 }
 
 const _: () = assert!(size_of::<Header>().is_multiple_of(align_of::<AtomicU64>()), "the entries follow it");
@@ -74,7 +78,7 @@ pub(in super::super) struct Receiver<'a> {
 #[derive(Debug)]
 pub(in super::super) struct FullSlot<'r, 'a>(&'r mut Receiver<'a>);
 
-// SAFETY: the mapping belongs to this value alone; tables are atomics, and slots are accessed as the module says.
+// SAFETY: the mapping belongs to this value alone; tables are atomics, and slots and their tags are accessed as the module says.
 unsafe impl Send for Slots {}
 // SAFETY: as above.
 unsafe impl Sync for Slots {}
@@ -102,14 +106,19 @@ impl Slots {
         Receiver { slots: self, received: 0, used: 0 }
     }
 
-    /// The slot of the `nth` chunk that is in one.
+    /// The tag of the `nth` chunk that is in a slot.
+    fn tag(&self, nth: u32) -> *mut Tag {
+        self.header().tags[(nth % self.slots) as usize].get()
+    }
+
+    /// Its slot.
     fn at(&self, nth: u32) -> *mut u8 {
         // SAFETY: the slot lies in the mapping.
         unsafe { self.base.as_ptr().add(self.first + (nth % self.slots) as usize * SLOT_BYTES) }
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: the mapping begins with it; atomics are valid whatever they hold.
+        // SAFETY: the mapping begins with it; atomics and tags are valid whatever they hold.
         unsafe { self.base.cast().as_ref() }
     }
 
@@ -160,8 +169,11 @@ impl FreeSlot<'_, '_> {
         unsafe { std::slice::from_raw_parts_mut(self.0.slots.at(self.0.used), SLOT_BYTES) }
     }
 
-    /// Hands over a chunk that is in it.
-    pub(super) fn hand(self, chunk: usize) {
+    /// Hands over a chunk, which is in it if it is `held` to be data.
+    pub(super) fn hand(self, chunk: usize, held: Chunk) {
+        let Chunk::Data(tag) = held else { return self.0.hand_zero(chunk) };
+        // SAFETY: as for the slot's content.
+        unsafe { self.0.slots.tag(self.0.used).write(tag) };
         self.0.used += 1;
         self.0.tell(chunk as u64 | IN_SLOT);
     }
@@ -186,6 +198,11 @@ impl<'a> Receiver<'a> {
 }
 
 impl FullSlot<'_, '_> {
+    pub(in super::super) fn tag(&self) -> Tag {
+        // SAFETY: as for its content.
+        unsafe { self.0.slots.tag(self.0.used).read() }
+    }
+
     pub(in super::super) fn content(&self) -> &[u8] {
         // SAFETY: the slot lies in the mapping, and nobody writes to it until it is given back.
         unsafe { std::slice::from_raw_parts(self.0.slots.at(self.0.used), SLOT_BYTES) }
@@ -214,22 +231,29 @@ mod tests {
 
     use super::*;
 
+    /// What a chunk is said to hold.
+    fn held(chunk: usize) -> Chunk {
+        match chunk % 5 {
+            2 => Chunk::Zero,
+            _ => Chunk::Data(Tag([chunk as u8; 32])),
+        }
+    }
+
     #[test]
     fn chunks_arrive_in_the_order_in_which_they_were_handed_over() {
         for is_roomy in [false, true] {
             let slots = Slots::new(20, is_roomy).expect("there is memory");
             let chunks = (0..20).rev();
-            let is_zero = |chunk| chunk % 5 == 2;
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let mut sender = slots.sender();
                     for chunk in chunks.clone() {
-                        if is_zero(chunk) {
+                        if chunk % 10 == 2 {
                             sender.hand_zero(chunk);
                         } else {
                             let mut slot = sender.slot(|| false).expect("it is waited for");
                             slot.content().fill(chunk as u8);
-                            slot.hand(chunk);
+                            slot.hand(chunk, held(chunk));
                         }
                     }
                     assert_eq!(sender.handed(), 20);
@@ -237,7 +261,9 @@ mod tests {
                 let mut receiver = slots.receiver();
                 for chunk in chunks.clone() {
                     let (received, slot) = receiver.receive();
-                    assert_eq!((received, slot.is_none()), (chunk, is_zero(chunk)));
+                    assert_eq!(received, chunk);
+                    let content = slot.as_ref().map_or(Chunk::Zero, |slot| Chunk::Data(slot.tag()));
+                    assert_eq!(content, held(chunk));
                     assert!(slot.is_none_or(|slot| slot.content().iter().all(|byte| *byte == chunk as u8)));
                 }
             });
@@ -248,8 +274,8 @@ mod tests {
     fn a_slot_is_not_filled_again_before_it_is_given_back() {
         let slots = Slots::new(4, true).expect("there is memory");
         let (mut sender, mut receiver) = (slots.sender(), slots.receiver());
-        for chunk in 0..3 {
-            sender.slot(|| true).expect("it is free").hand(chunk);
+        for chunk in 3..6 {
+            sender.slot(|| true).expect("it is free").hand(chunk, held(chunk));
         }
         assert!(sender.slot(|| true).is_none());
         let (_, slot) = receiver.receive();
