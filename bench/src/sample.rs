@@ -37,9 +37,11 @@ pub(crate) fn medians(samples: &[Sample]) -> Sample {
     }
 }
 
-/// The median, the upper one of two.
+/// The median; of an even number, the mean of the middle two.
 pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
+    let upper = figures.len() / 2;
+    let lower = (figures.len() - 1) / 2;
+    (figures[lower] + figures[upper]) / 2.0
 }
