@@ -1,7 +1,7 @@
 //! How fast an image is written, and how fast `dd` writes as much to the same file system, in turns.
 //!
-//! A writer digests what it writes, and the core that it has to itself does one thing at a time: where the file system is
-//! memory, it is as fast as `dd` and the digests after each other, at most.
+//! A writer digests what it writes, on the one core that the guest leaves it: where the file system is memory, it can be
+//! about as fast as `dd` and the digests after each other.
 
 use std::{
     fs::{self, File},
@@ -38,7 +38,7 @@ pub(crate) struct Throughput {
     dd: f64,
     ckvmm: f64,
     /// What one core can do that writes as `dd` does, and digests; of what is in memory.
-    at_most: Option<f64>,
+    in_turn: Option<f64>,
 }
 
 /// Measures each place; the guest works while `dd` writes, as it does while its image is written.
@@ -85,13 +85,13 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
         })
         .unzip();
     let [dd, ckvmm, digests] = [dd, ckvmm, digests].map(median);
-    let (name, at_most) = match place {
+    let (name, in_turn) = match place {
         Place::Tmpfs => ("tmpfs", Some(1.0 / (1.0 / dd + 1.0 / digests))),
         Place::Disk => ("the disk's", None),
     };
-    let at_most_mib = at_most.map_or_else(String::new, |rate| mib(rate, 0));
-    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0), at_most_mib]);
-    Throughput { place, dd, ckvmm, at_most }
+    let in_turn_mib = in_turn.map_or_else(String::new, |rate| mib(rate, 0));
+    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0), in_turn_mib]);
+    Throughput { place, dd, ckvmm, in_turn }
 }
 
 /// Bytes in a second that the guest's memory can be digested, chunk by chunk, by one core.
