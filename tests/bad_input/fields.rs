@@ -1,8 +1,10 @@
-//! Fields of `vm.json` with values that no VM can have. (That every field has its check is seen beside the parser.)
+//! Fields of `vm.json` with values that no VM can have, and words on the command line and around it that mean nothing.
+//! (That every field has its check is seen beside the parser.)
 
 use ckvmm_tests::{
     bare_metal::{self, Home},
-    lines::{USAGE, refused},
+    lines::{USAGE, is_error, refused},
+    process,
 };
 use serde_json::{Value, json};
 
@@ -52,4 +54,13 @@ fn usage_that_is_wrong() {
     ] {
         refused(&home.run(arguments), USAGE, named);
     }
+}
+
+#[test]
+fn a_log_level_that_is_none() {
+    let home = Home::new();
+    let output =
+        process::command(home.path()).args(["list", "."]).env("CKVMM_LOG", "verbose").output().expect("ckvmm starts");
+    is_error(&String::from_utf8_lossy(&output.stderr), &["CKVMM_LOG", "\"verbose\"", "give error, warn, info, debug,"]);
+    assert!(output.status.success(), "the command does its work all the same");
 }

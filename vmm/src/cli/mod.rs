@@ -33,8 +33,12 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 
-use crate::host::{priority, terminal::StandardError};
+use crate::host::{
+    priority,
+    terminal::{StandardError, say},
+};
 
 pub use boot::BootOptions;
 pub use exit::ExitStatus;
@@ -42,7 +46,7 @@ pub use restore::{Clock, RestoreOptions};
 
 pub(crate) use exit::UsageError;
 
-/// Environment variable that sets what is logged, `ckvmm=debug` for instance.
+/// Environment variable that sets how much is logged: a level, `debug` for instance.
 const LOG_VARIABLE: &str = "CKVMM_LOG";
 
 /// Runs virtual machines that can be checkpointed, killed and continued.
@@ -138,11 +142,16 @@ fn verb_named(args: &[OsString]) -> Option<String> {
 }
 
 fn log_to_stderr() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let value = std::env::var_os(LOG_VARIABLE).filter(|value| !value.is_empty());
+    let level = value.map_or(Ok(LevelFilter::WARN), |value| value.to_string_lossy().parse().map_err(|_| value));
+    let level = level.unwrap_or_else(|value| {
+        let levels = "error, warn, info, debug, trace or off";
+        say(&format!("{LOG_VARIABLE}: {value:?} is no level, warn is used; give {levels}"));
+        LevelFilter::WARN
+    });
     // a second call (tests) is no matter
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(level)
         .with_writer(|| StandardError)
         // It would panic where standard error cannot be written.
         .log_internal_errors(false)
