@@ -81,6 +81,15 @@ impl Image {
         self.state.take().ok_or_else(|| Error::StateMissing { name: names::STATE.to_owned() })
     }
 
+    /// What a later image needs of its base: not the states, nor what the manifest says of the VM and its host, which
+    /// take most of the memory. The manifest has `null` for these.
+    #[must_use]
+    pub fn into_base(mut self) -> Image {
+        self.state = None;
+        (self.manifest.config, self.manifest.host) = Default::default();
+        self
+    }
+
     /// What was under way to the network card `id`, if the VM was in a network.
     ///
     /// # Errors

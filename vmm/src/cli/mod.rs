@@ -36,7 +36,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::host::{
-    priority,
+    heap, priority,
     terminal::{StandardError, say},
 };
 
@@ -88,6 +88,7 @@ enum Verb {
 /// The program: parses the command line, does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    heap::share_one();
     log_to_stderr();
     priority::be_prompt();
     run(std::env::args_os()).into()

@@ -5,6 +5,7 @@ mod base;
 pub mod console;
 pub mod disks;
 pub mod escape;
+pub mod heap;
 pub mod lock;
 pub mod memory;
 pub mod patient;

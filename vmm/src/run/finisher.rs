@@ -3,7 +3,6 @@
 
 use std::{
     any::Any,
-    path::Path,
     sync::{
         Arc,
         mpsc::{self, Receiver, Sender},
@@ -19,7 +18,7 @@ use crate::{
     checkpoint::Begun,
     config::Id,
     error::{Error, Result},
-    host::terminal::say,
+    host::{heap, terminal::say},
     network::member::Log,
     operations::{CheckpointDone, Running},
 };
@@ -64,16 +63,10 @@ impl Unfinished {
         let under_way = || log.map(|(nic, log)| Ok((nic, log_of(&log)?))).transpose();
         let made = begun.finish(progress, under_way, || is_sound(&verification, progress));
         // Without it the next one is a full one.
-        let image = made.as_ref().ok().and_then(|done| reopen(&done.dir).ok()).map(Arc::new);
+        let image = made.as_ref().ok().and_then(|done| Image::open(&done.dir).ok());
+        let image = image.map(|image| Arc::new(image.into_base()));
         Finished { operation, in_store, made, image, splits }
     }
-}
-
-/// The checkpoint that was made, without the states in it, which nobody needs.
-fn reopen(dir: &Path) -> Result<Image> {
-    let mut image = Image::open(dir)?;
-    drop(image.take_state()?);
-    Ok(image)
 }
 
 /// The frames that were under way, once all are known; the cut may come to nothing before.
@@ -111,13 +104,18 @@ impl Finisher {
     pub(super) fn start(events: Sender<Event>) -> Result<Self> {
         let (sender, work) = mpsc::channel();
         let run = move || {
-            for work in work {
-                match work {
+            let mut next = work.recv();
+            while let Ok(this) = next {
+                match this {
                     // A main loop that has ended needs no word of it.
                     Work::Finish(unfinished) => drop(events.send(Event::Checkpoint(Box::new(unfinished.finish())))),
                     Work::Prune { store, keep, lineage, name } => prune(&store, keep, lineage, &name),
                     Work::LetGo(files) => drop(files),
                 }
+                next = work.try_recv().or_else(|_| {
+                    heap::give_back();
+                    work.recv()
+                });
             }
         };
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(run);

@@ -55,7 +55,7 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },
     };
     machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
-    let image = Arc::new(image);
+    let image = Arc::new(image.into_base());
     session.base = Some(Arc::clone(&image));
     session.history = History::restored(Instant::now());
     if !options.verify_full {

@@ -19,7 +19,7 @@ use crate::{
     cli::ExitStatus,
     control::{Command, Request},
     error::{Error, Result},
-    host::{priority, signals::Asked, terminal::say},
+    host::{heap, priority, signals::Asked, terminal::say},
 };
 
 /// How often somebody who waits looks whether he is still to wait.
@@ -59,6 +59,8 @@ impl Verification {
                 // A main loop that has ended needs no bad news.
                 drop(events.send(Event::Corrupt(line.clone())));
             }
+            // The states that were restored, for one, are free now.
+            heap::give_back();
             *verification.lock() = Some(outcome);
             verification.0.changed.notify_all();
         };
