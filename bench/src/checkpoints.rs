@@ -1,13 +1,16 @@
 //! Checkpoints: what they cost the guest that goes on.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::sys::statvfs::statvfs;
 
 use crate::{
     busy::Busy,
     case::{Case, Method},
-    guest::Guest,
+    guest::{Guest, SETTLE},
     memory,
     plan::MANY,
     report::{Checkpoints, heading, mib, ms, row},
@@ -49,7 +52,7 @@ pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Sc
     let mut guest = Guest::boot(method, case, scratch);
     let noise = guest.noise;
     say_noise(case, method, noise);
-    let resident = memory::beside_guest(guest.vm.process().pid());
+    let resident_before = guest.resident();
     let begun = Instant::now();
     let in_time = || begun.elapsed() < LONGEST;
     let samples: Vec<Sample> =
@@ -61,6 +64,9 @@ pub(crate) fn measure(case: Case, method: Method, count: usize, scratch: &mut Sc
     if samples.len() == MANY {
         say(case, method, "tenth", &samples[MANY - 1]);
     }
+    // It may still have something to do for the last one.
+    thread::sleep(SETTLE);
+    let resident = guest.resident().max(resident_before);
     let peak_memory = (count > 1).then(|| guest.peak_memory());
     let mut restored = Vec::new();
     if count == MANY && in_time() {

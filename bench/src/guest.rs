@@ -96,6 +96,11 @@ impl Guest {
         }
     }
 
+    /// The memory that the VMM has beside its guest's.
+    pub(crate) fn resident(&mut self) -> u64 {
+        memory::beside_guest(self.vm.process().pid())
+    }
+
     /// The memory of a checkpoint at its most, beside what the VMM and its guest have before. It is looked at during a
     /// checkpoint of its own, for looking takes time.
     pub(crate) fn peak_memory(&mut self) -> u64 {

@@ -44,7 +44,7 @@ pub(crate) struct Checkpoints {
     pub(crate) restored: Vec<Sample>,
     /// The most memory during a checkpoint, beside what there was before. Absent: there was one checkpoint only.
     pub(crate) peak_memory: Option<u64>,
-    /// The VMM's own memory before the first checkpoint.
+    /// The VMM's own memory: before the first checkpoint, or after the last one if that is more.
     pub(crate) resident: u64,
 }
 
