@@ -45,6 +45,13 @@ impl Aside {
         let _ = self.try_step();
     }
 
+    /// Moves the calling thread to the CPU of the only one of them: of several, one would be in the way of another. It is not
+    /// bound to any afterwards.
+    pub(crate) fn join(&self) {
+        // Where it cannot be done the guest waits a little longer.
+        let _ = self.try_join();
+    }
+
     /// For a thread with much to do, which steps aside before each part of it.
     pub(crate) fn steps(&self) -> Steps<'_> {
         Steps { aside: self, looked: None }
@@ -58,10 +65,15 @@ impl Aside {
         let allowed = sched_getaffinity(SELF)?;
         let mut left = allowed;
         self.taken().try_for_each(|cpu| left.unset(cpu))?;
-        if (0..CpuSet::count()).any(|cpu| left.is_set(cpu).unwrap_or(false)) {
-            // The move is made by the time that the first call returns.
-            sched_setaffinity(SELF, &left)?;
-            sched_setaffinity(SELF, &allowed)?;
+        move_to(&left, &allowed)
+    }
+
+    fn try_join(&self) -> io::Result<()> {
+        let (own, Some(cpu), 1) = (sched_getcpu()?, self.taken().next(), self.stats.len()) else { return Ok(()) };
+        let (allowed, mut only) = (sched_getaffinity(SELF)?, CpuSet::new());
+        if cpu != own && allowed.is_set(cpu)? {
+            only.set(cpu)?;
+            move_to(&only, &allowed)?;
         }
         Ok(())
     }
@@ -81,6 +93,16 @@ impl Aside {
             line.rsplit_once(") ")?.1.split(' ').nth(CPU_FIELD)?.parse().ok()
         })
     }
+}
+
+/// Moves the calling thread to one of these CPUs, if there are any; it is bound to what it is `allowed`.
+fn move_to(cpus: &CpuSet, allowed: &CpuSet) -> io::Result<()> {
+    if (0..CpuSet::count()).any(|cpu| cpus.is_set(cpu).unwrap_or(false)) {
+        // The move is made by the time that the first call returns.
+        sched_setaffinity(SELF, cpus)?;
+        sched_setaffinity(SELF, allowed)?;
+    }
+    Ok(())
 }
 
 /// The steps of one thread.
@@ -147,12 +169,20 @@ mod tests {
             sched_setaffinity(SELF, &allowed).expect("it is allowed");
             steps.step();
             let moved_again = sched_getcpu();
+            // Unless the kernel moves it on at once, because there are two now.
+            let joined = (0..1000).any(|_| {
+                aside.join();
+                sched_getcpu() == Ok(here)
+            });
+            let after = sched_getaffinity(SELF);
             stop.store(true, SeqCst);
             assert_eq!(stayed, Ok(here), "there is no other CPU");
             let cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).count();
             assert!(cpus == 1 || moved.0 != Ok(here));
             assert!(cpus == 1 || moved_again != Ok(here), "it looks again at once where it was moved to");
             assert_eq!(moved.1, Ok(allowed));
+            assert!(joined);
+            assert_eq!(after, Ok(allowed), "who joins another may go anywhere, too");
         });
     }
 

@@ -1,7 +1,7 @@
 //! A checkpoint, from the trigger to the commit.
 //!
 //! ```text
-//! begin    prepare │ drain, pause │ state, fork (or write), cut the disks │ resume
+//! begin    prepare │ drain, pause │ protect RAM, state (or state, fork or write), cut the disks │ resume
 //! finish   disks, writer │ commit                              while the guest runs
 //! ```
 //!
@@ -10,6 +10,7 @@
 use std::{
     io,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -33,6 +34,8 @@ use crate::{
 const SPARE: u64 = 4;
 /// Bytes for copies that are made ready before a cut that others wait for: this takes some milliseconds.
 const HURRIED: u64 = 8 << 20;
+/// For so long a guest whose RAM was protected runs on: what it works with it has at hand again by then.
+const SETTLE: Duration = Duration::from_micros(200);
 /// Bytes of memory that others must find meanwhile.
 const RESERVE: u64 = 32 << 20;
 
@@ -131,6 +134,11 @@ pub fn begin(
     let ready_bytes = if plan.hurried { HURRIED } else { u64::MAX };
     let writer = expect(plan.writer, &mut prepared, machine.ram(), ready_bytes)?;
     let ran = machine.is_running();
+    if ran && writer == Writer::Protect && !plan.hurried {
+        machine.leave_huge_pages();
+        prepared.protect_ahead();
+        thread::sleep(SETTLE);
+    }
     let (stopped, cpu) = (Instant::now(), cpu_time());
     let captured = machine.pause().and_then(|paused| {
         let captured = capture(&paused, &mut staged, prepared, writer, operation)?;
@@ -142,9 +150,9 @@ pub fn begin(
     }
     let pause = if ran { stopped.elapsed() } else { Duration::ZERO };
     let pause_cpu_us = micros(cpu_time().saturating_sub(cpu));
-    let mut captured = captured?;
-    if let Memory::Forked(writer) = &mut captured.memory {
-        writer.begin()?;
+    let captured = captured?;
+    if let Memory::Forked(writer) = &captured.memory {
+        writer.begin();
     }
     let head = ManifestHead {
         name: plan.name,
@@ -195,8 +203,9 @@ fn capture(
     writer: Writer,
     operation: &Running,
 ) -> Result<Captured> {
-    let (state, instant) = paused.save()?;
     let ram = paused.ram().memory();
+    // RAM that is protected comes first: what the guest was just writing to is copied while the rest is saved.
+    let saved = if writer == Writer::Protect { None } else { Some(paused.save()?) };
     let mut write = |prepared| {
         let held = operation.held();
         operation.hold(held.or(Some(Held::Guest)));
@@ -217,6 +226,7 @@ fn capture(
             }
         },
     };
+    let (state, instant) = saved.map_or_else(|| paused.save(), Ok)?;
     staged.cut_disks();
     Ok(Captured { state, instant, memory })
 }

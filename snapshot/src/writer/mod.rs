@@ -16,6 +16,8 @@
 
 mod child;
 mod futex;
+mod own;
+mod present;
 mod priority;
 mod protected;
 mod results;
@@ -162,18 +164,33 @@ impl PreparedWriter {
             lent,
             &planned,
             order,
-            (self.is_roomy, self.target.aside.clone()),
             self.target.tagging,
+            self.is_roomy,
+            self.nice,
+            self.target.aside.clone(),
         )?;
         let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
+        // Where that cannot be the pause takes a little longer.
+        let pinned = own::pin(protection.memory());
         let child = protection.without_ram(|| {
             child::fork(descriptors, *nice, || {
                 target.as_child(|| target.write_handed(chunks, &planned, protection.slots()))
             })
         })?;
+        drop(pinned);
         protection.serve(child.end()?);
+        target.aside.step();
         self.protected = Some((child, protection));
         Ok(())
+    }
+
+    /// Does of [`PreparedWriter::protect`] what can be done while the guest still runs. To be called a moment before that:
+    /// from now on the guest is interrupted wherever it begins to write, if for no copy.
+    pub fn protect_ahead(&mut self) {
+        if let Some((_, protection)) = &mut self.protected {
+            self.target.aside.step();
+            protection.protect_ahead();
+        }
     }
 
     /// Protects RAM as it is now, for a writer that begins its work at [`ForkedWriter::begin`]. RAM must not change before
@@ -229,12 +246,9 @@ impl PreparedWriter {
 
 impl ForkedWriter {
     /// Lets the child begin: once the guest runs, for a child that is at work takes a CPU from a guest about to resume.
-    ///
-    /// # Errors
-    /// The host has no thread for it.
-    pub fn begin(&mut self) -> Result<()> {
+    pub fn begin(&self) {
         self.writer.target.results.begin();
-        self.protection.iter_mut().try_for_each(|protection| protection.begin(self.writer.nice)).map_err(no_writer)
+        self.protection.iter().for_each(Protection::begin);
     }
 
     /// Whether RAM is protected, not forked.
@@ -243,8 +257,8 @@ impl ForkedWriter {
     }
 
     /// Waits until all is written.
-    pub(crate) fn wait(mut self, progress: &Progress) -> Result<WrittenMemory> {
-        self.begin()?;
+    pub(crate) fn wait(self, progress: &Progress) -> Result<WrittenMemory> {
+        self.begin();
         let ForkedWriter { writer: PreparedWriter { target, .. }, mut child, protection } = self;
         target.begin(progress);
         let status = loop {

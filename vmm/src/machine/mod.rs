@@ -96,7 +96,7 @@ impl Machine {
     /// # Errors
     /// If a device does not come to rest; the machine then runs on.
     pub fn pause(&mut self) -> Result<Paused<'_>> {
-        self.collapser = None;
+        self.leave_huge_pages();
         if self.running {
             self.io.park();
             if let Err(error) = self.board.drain() {
@@ -169,6 +169,11 @@ impl Machine {
     pub fn collapse_huge_pages(&mut self) -> Result<()> {
         self.collapser = Some(Collapser::start(self.ram.memory(), self.aside())?);
         Ok(())
+    }
+
+    /// Leaves those that are still split as they are.
+    pub fn leave_huge_pages(&mut self) {
+        self.collapser = None;
     }
 
     /// Presses the power button.

@@ -4,10 +4,12 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::present::Present;
+use super::super::present::Present;
+use super::stream;
 use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
 use crate::tag::{self, ChunkTagger};
@@ -18,7 +20,7 @@ pub(super) struct Chunk {
     /// Bytes of zeros that follow it in the memory file.
     padding: u64,
     /// Somebody copies it, or has.
-    pub(super) taken: AtomicBool,
+    taken: AtomicBool,
 }
 
 /// A region of guest RAM.
@@ -42,6 +44,16 @@ pub(super) fn of(memory: &GuestMemoryMmap, planned: &[PlannedChunk]) -> io::Resu
 }
 
 impl Chunk {
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken.load(Acquire)
+    }
+
+    /// The copy that is used is the caller's, which it makes now, or has made; false if it is another one's. Who comes after
+    /// its copy uses it only if nobody has taken the chunk by then.
+    pub(super) fn take(&self) -> bool {
+        !self.taken.swap(true, AcqRel)
+    }
+
     fn new(memory: &GuestMemoryMmap, planned: &PlannedChunk) -> io::Result<Chunk> {
         let slice = memory.get_slice(GuestAddress(planned.guest_address), planned.guest_bytes as usize);
         let start = slice.map_err(io::Error::other)?.ptr_guard().as_ptr() as usize;
@@ -54,12 +66,12 @@ impl Chunk {
 
     /// Copies it as it was at the cut, when some of it was `present`, while that is protected; else anything.
     pub(super) fn copy(&self, present: &Present, to: &mut [u8]) {
-        self.copy_in(CHUNK_BYTES as usize, present, to, |_| ());
+        self.copy_in((CHUNK_BYTES as usize, stream::copy), present, to, |_| ());
     }
 
     /// The same; returns what it holds.
     pub(super) fn copy_tagging(&self, present: &Present, to: &mut [u8], tagger: &mut ChunkTagger) -> tag::Chunk {
-        self.copy_in(tagger.part_bytes(), present, to, |part| tagger.add(part));
+        self.copy_in((tagger.part_bytes(), copy_cached), present, to, |part| tagger.add(part));
         self.held(tagger)
     }
 
@@ -73,8 +85,14 @@ impl Chunk {
         self.held(tagger)
     }
 
-    /// In parts of so many bytes; `each` gets every part's copy.
-    fn copy_in(&self, part_bytes: usize, present: &Present, to: &mut [u8], mut each: impl FnMut(&[u8])) {
+    /// In parts of so many bytes, each copied so; `each` gets every part's copy.
+    fn copy_in(
+        &self,
+        (part_bytes, copy): (usize, unsafe fn(*const u8, &mut [u8])),
+        present: &Present,
+        to: &mut [u8],
+        mut each: impl FnMut(&[u8]),
+    ) {
         let mut done = 0;
         for there in present.of(&self.host) {
             let (start, end) = (there.start - self.host.start, there.end - self.host.start);
@@ -84,7 +102,7 @@ impl Chunk {
                 let from = (there.start + nth * part_bytes) as *const u8;
                 // SAFETY: it lies in guest RAM, which is mapped as long as there are chunks of it, and there are no references
                 // to it. Whoever changes it meanwhile has taken the chunk.
-                unsafe { from.copy_to_nonoverlapping(part.as_mut_ptr(), part.len()) };
+                unsafe { copy(from, part) };
                 each(part);
             }
             done = end;
@@ -100,6 +118,13 @@ impl Chunk {
     }
 }
 
+/// # Safety
+/// As [`stream::copy`].
+unsafe fn copy_cached(from: *const u8, to: &mut [u8]) {
+    // SAFETY: as said.
+    unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+}
+
 impl Area {
     pub(super) fn advise(&self, advice: libc::c_int) {
         // SAFETY: the area is mapped as long as RAM is; what a child sees of it changes nothing here.
@@ -111,7 +136,7 @@ impl Area {
 mod tests {
     use vm_memory::Bytes;
 
-    use super::super::present::Scanner;
+    use super::super::super::present::Scanner;
     use super::*;
     use crate::limits::PAGE_BYTES;
     use crate::memory;

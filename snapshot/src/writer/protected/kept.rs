@@ -4,7 +4,7 @@
 //! the kernel much longer, and a guest would wait for all that was not made ready. The child is handed a copy
 //! of the copy.
 //!
-//! Invariant: a slot is written by the fault that took it, then read by the copier, then free.
+//! Invariant: a slot is written by the one who took it, then read by the copier, then free.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -48,6 +48,10 @@ struct State {
     allowed: usize,
     full: VecDeque<KeptCopy>,
 }
+
+/// Room for a copy.
+#[derive(Debug)]
+pub(super) struct EmptySlot(usize);
 
 /// A copy of a chunk.
 #[derive(Debug)]
@@ -101,26 +105,35 @@ impl Kept {
         thread::scope(|scope| _ = thread::Builder::new().name("slots".into()).spawn_scoped(scope, populate));
     }
 
-    /// Copies a chunk by `copy`, into memory that is new only if there `is_room`. Waits for some, or returns nothing if it
-    /// `is_hopeless`: none will be free any more.
-    pub(super) fn keep(
-        &self,
-        chunk: usize,
-        is_room: impl Fn() -> bool,
-        is_hopeless: impl Fn() -> bool,
-        copy: impl FnOnce(&mut [u8]),
-    ) -> Option<KeptCopy> {
+    /// A slot, in memory that is new only if there `is_room`. Waits for one, or returns none if it `is_hopeless`: none will
+    /// be free any more.
+    pub(super) fn slot(&self, is_room: impl Fn() -> bool, is_hopeless: impl Fn() -> bool) -> Option<EmptySlot> {
         let mut state = self.state();
-        let slot = loop {
+        loop {
             if let Some(slot) = state.take(self.slots, &is_room) {
-                break slot;
+                return Some(EmptySlot(slot));
             }
             state = self.wait(state, &is_hopeless)?;
-        };
-        drop(state);
+        }
+    }
+
+    /// A slot, if there is memory for that and another one: one is for somebody who waits.
+    pub(super) fn spare(&self) -> Option<EmptySlot> {
+        let mut state = self.state();
+        if state.free.len() > 1 { state.free.pop().map(EmptySlot) } else { None }
+    }
+
+    /// Copies a chunk into it by `copy`.
+    pub(super) fn fill(&self, slot: EmptySlot, chunk: usize, copy: impl FnOnce(&mut [u8])) -> KeptCopy {
+        let EmptySlot(slot) = slot;
         // SAFETY: the slot lies in the mapping, and nobody else has it.
         copy(unsafe { std::slice::from_raw_parts_mut(self.at(slot), SLOT_BYTES) });
-        Some(KeptCopy { chunk, slot })
+        KeptCopy { chunk, slot }
+    }
+
+    /// It is not needed.
+    pub(super) fn put_back(&self, slot: EmptySlot) {
+        self.free(slot.0);
     }
 
     /// Its turn may come.
@@ -152,7 +165,11 @@ impl Kept {
 
     /// It is needed no more.
     pub(super) fn give_back(&self, copy: KeptCopy) {
-        self.state().free.push(copy.slot);
+        self.free(copy.slot);
+    }
+
+    fn free(&self, slot: usize) {
+        self.state().free.push(slot);
         self.changed.notify_all();
     }
 
@@ -208,7 +225,8 @@ mod tests {
     }
 
     fn keep(kept: &Kept, chunk: usize) -> Option<KeptCopy> {
-        kept.keep(chunk, || false, || true, filled_with(chunk as u8))
+        let slot = kept.slot(|| false, || true)?;
+        Some(kept.fill(slot, chunk, filled_with(chunk as u8)))
     }
 
     #[test]
@@ -232,10 +250,12 @@ mod tests {
         let copy = keep(&kept, 1).expect("there is a slot");
         assert!(keep(&kept, 2).is_none(), "and not if that is hopeless");
         thread::scope(|scope| {
-            let waits = scope.spawn(|| kept.keep(2, || false, || false, filled_with(2)));
+            let waits = scope.spawn(|| kept.slot(|| false, || false));
             kept.give_back(copy);
-            let copy = waits.join().expect("does not panic").expect("the slot was given back");
-            assert!(kept.content(&copy).iter().all(|byte| *byte == 2));
+            let slot = waits.join().expect("does not panic").expect("the slot was given back");
+            assert!(keep(&kept, 2).is_none());
+            kept.put_back(slot);
+            assert!(keep(&kept, 2).is_some());
         });
     }
 
@@ -243,20 +263,21 @@ mod tests {
     fn memory_is_taken_only_if_there_is_room_which_is_not_asked_each_time() {
         let kept = Kept::new(ASKED_FOR + 2, 1).expect("there is memory");
         let (asked, is_room) = (Cell::new(0), Cell::new(true));
-        let keep = |chunk| {
+        let slot = || {
             let ask = || {
                 asked.set(asked.get() + 1);
                 is_room.get()
             };
-            kept.keep(chunk, ask, || true, filled_with(0))
+            kept.slot(ask, || true)
         };
-        assert!(keep(0).is_some() && asked.get() == 0, "memory was made ready for one");
-        assert!((1..=ASKED_FOR).all(|chunk| keep(chunk).is_some()));
+        assert!(kept.spare().is_none(), "it is for somebody who waits");
+        assert!(slot().is_some() && asked.get() == 0, "memory was made ready for one");
+        assert!((1..=ASKED_FOR).all(|_| slot().is_some()));
         assert_eq!(asked.get(), 1);
         is_room.set(false);
-        assert!(keep(ASKED_FOR + 1).is_none() && asked.get() == 2);
+        assert!(slot().is_none() && asked.get() == 2);
         is_room.set(true);
-        assert!(keep(ASKED_FOR + 1).is_some());
-        assert!(keep(ASKED_FOR + 2).is_none() && asked.get() == 3, "there are no more slots");
+        assert!(slot().is_some());
+        assert!(slot().is_none() && asked.get() == 3, "there are no more slots");
     }
 }

@@ -31,7 +31,7 @@ pub struct Copies {
     pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// What a guest wrote to while its RAM was last written. It will write there again.
+/// What a guest wrote to while its RAM was last written, or just before. It will write there again.
 #[derive(Debug, Default)]
 pub struct Habits(Mutex<Vec<usize>>);
 

@@ -13,6 +13,8 @@ use crate::large;
 use crate::limits::CHUNK_BYTES;
 use crate::sparse::Named;
 
+mod ahead;
+
 const MEMORY: u64 = 4 * CHUNK_BYTES;
 
 /// Four chunks, the second of them zero, each of the others with a number of its own.
@@ -55,14 +57,14 @@ fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> F
     let path = directory.path().join("memory");
     fs::remove_file(&path).ok();
     let mut writer = prepared(memory, path);
-    let mut writer = match way {
+    let writer = match way {
         Way::Fork => writer.fork(memory).expect("forks"),
         Way::Protect => {
             writer.expect_protection(lent(memory, 4)).expect("it can be done here");
             writer.protect().expect("protects")
         }
     };
-    writer.begin().expect("begins");
+    writer.begin();
     writer
 }
 
@@ -206,7 +208,7 @@ fn a_guest_that_is_faster_than_its_writer_waits() {
     let lent = lent(&memory, 1);
     let habits = Arc::clone(&lent.habits);
     prepared.expect_protection(lent).expect("it can be done here");
-    let mut writer = prepared.protect().expect("protects");
+    let writer = prepared.protect().expect("protects");
     thread::scope(|scope| {
         let guest = scope.spawn(|| write_everywhere(&memory, 99));
         // The first one is copied, and nobody takes the copy yet.
@@ -216,7 +218,7 @@ fn a_guest_that_is_faster_than_its_writer_waits() {
             thread::yield_now();
         }
         assert_eq!(memory.read_obj::<u64>(GuestAddress(2 * CHUNK_BYTES + 4096)).expect("read"), 3, "it waits");
-        writer.begin().expect("begins");
+        writer.begin();
         writer.wait(&Progress::new()).expect("writes");
         guest.join().expect("it went on");
     });
