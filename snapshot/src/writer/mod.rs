@@ -172,6 +172,8 @@ impl PreparedWriter {
         let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
         // Where that cannot be the pause takes a little longer.
         let pinned = own::pin(protection.memory());
+        // Who had a new thread to wait for may have been drawn to a vCPU's CPU with it.
+        target.aside.step();
         let child = protection.without_ram(|| {
             child::fork(descriptors, *nice, || {
                 target.as_child(|| target.write_handed(chunks, &planned, protection.slots()))
