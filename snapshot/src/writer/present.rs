@@ -55,6 +55,8 @@ struct PageRegion {
 #[derive(Debug)]
 pub(super) struct Scanner {
     pagemap: File,
+    /// Pages of these kinds.
+    sought: u64,
     told: Vec<PageRegion>,
     found: Vec<Range<usize>>,
     /// Where there was nothing at the first look, or all of it.
@@ -69,9 +71,16 @@ pub(super) struct Present(Vec<Range<usize>>);
 
 impl Scanner {
     pub(super) fn new() -> io::Result<Scanner> {
+        let sought = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         let (told, found) = (vec![PageRegion::default(); RUNS], Vec::with_capacity(RUNS));
-        let mut scanner =
-            Scanner { pagemap: File::open("/proc/self/pagemap")?, told, found, gaps: Vec::new(), before: Vec::new() };
+        let mut scanner = Scanner {
+            pagemap: File::open("/proc/self/pagemap")?,
+            sought,
+            told,
+            found,
+            gaps: Vec::new(),
+            before: Vec::new(),
+        };
         // Does the kernel know it?
         scanner.scan(&(0..0))?;
         Ok(scanner)
@@ -103,7 +112,6 @@ impl Scanner {
 
     /// Adds what there is in `memory`.
     fn scan(&mut self, memory: &Range<usize>) -> io::Result<()> {
-        let anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         let mut scan = Scan {
             size: size_of::<Scan>() as u64,
             flags: 0,
@@ -115,8 +123,8 @@ impl Scanner {
             max_pages: 0,
             category_inverted: 0,
             category_mask: 0,
-            category_anyof_mask: anyof,
-            return_mask: anyof,
+            category_anyof_mask: self.sought,
+            return_mask: self.sought,
         };
         loop {
             // SAFETY: the kernel reads and writes `scan`, and writes to `told`, which is as long as it says.
@@ -158,9 +166,9 @@ fn without(runs: &[Range<usize>], others: &[Range<usize>], mut each: impl FnMut(
 }
 
 impl Present {
-    /// Those of `memory`, ascending, as there are now.
+    /// Those of `memory`, ascending, that are in memory now.
     pub(super) fn now(memory: &[Range<usize>]) -> io::Result<Present> {
-        let mut scanner = Scanner::new()?;
+        let mut scanner = Scanner { sought: PAGE_IS_PRESENT, ..Scanner::new()? };
         memory.iter().try_for_each(|memory| scanner.scan(memory))?;
         Ok(scanner.finish())
     }

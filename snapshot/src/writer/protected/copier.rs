@@ -12,12 +12,12 @@ impl Shared {
     /// The copier's work, once the guest runs again.
     pub(super) fn copy_all(&self, order: &Order) {
         self.begun.wait();
-        if self.over.load(Acquire) {
-            return;
-        }
         let (mut aside, mut copied, mut child) = (self.aside.steps(), Copied::default(), self.slots.sender());
         let mut tagger = ChunkTagger::new(self.tagging);
         for (nth, number) in order.chunks.iter().enumerate() {
+            if self.over.load(Acquire) {
+                return;
+            }
             let chunk = &self.chunks[*number];
             while !chunk.is_taken() {
                 if self.present().of(&chunk.host).next().is_none() {

@@ -22,8 +22,7 @@ use crate::limits::CHUNK_BYTES;
 
 /// So many bytes are protected at a time while the guest runs, whose page faults wait for that.
 const AHEAD: usize = 64 << 20;
-/// If the guest has written to more than this part of the chunks since RAM was protected, it is quicker to protect all of
-/// it again.
+/// If more pieces than this part of the chunks are not protected, it is quicker to protect all again.
 const FEW: usize = 8;
 
 impl Shared {
@@ -143,7 +142,7 @@ impl Shared {
 
     fn protect_rest(&self, mut scanner: Scanner, loose: Option<&[usize]>) -> io::Result<()> {
         let protected = scanner.look_again().and_then(|appeared| match loose {
-            Some(loose) if loose.len() <= self.chunks.len() / FEW => {
+            Some(loose) if loose.len() + appeared.len() <= self.chunks.len() / FEW => {
                 let loose = loose.iter().map(|number| &self.chunks[*number].host);
                 loose.chain(&appeared).try_for_each(|memory| self.uffd.protect(memory))
             }
@@ -156,11 +155,11 @@ impl Shared {
 
     /// Protects all, while the guest runs.
     pub(super) fn protect_ahead(&self) -> io::Result<()> {
-        let pieces = self.areas.iter().flat_map(|area| {
+        let mut pieces = self.areas.iter().flat_map(|area| {
             let starts = area.host.clone().step_by(AHEAD);
             starts.map(|start| start..area.host.end.min(start + AHEAD))
         });
-        pieces.into_iter().try_for_each(|piece| self.uffd.protect(&piece))
+        pieces.try_for_each(|piece| self.uffd.protect(&piece))
     }
 
     pub(super) fn unprotect(&self, memory: &Range<usize>) {

@@ -215,11 +215,11 @@ impl Drop for Protection {
         let shared = &self.shared;
         shared.over.store(true, Release);
         let _ = shared.begun.set(());
-        // Neither panics; and what one of them had to say, nobody wants to hear any more.
-        let _ = self.copier.take().map(JoinHandle::join);
-        // Whoever waits goes on. It fails only for what was never registered.
+        // First: whoever waits goes on, and nobody will wait any more. It fails only for what was never registered.
         shared.areas.iter().for_each(|area| _ = shared.uffd.unregister(&area.host));
         let _ = shared.word.write(1);
+        // Neither panics; and what one of them had to say, nobody wants to hear any more.
+        let _ = self.copier.take().map(JoinHandle::join);
         let _ = self.faults.take().map(JoinHandle::join);
         let written = shared.written.lock().map_or_else(|_| Vec::new(), |mut written| std::mem::take(&mut *written));
         if shared.present.get().is_some() {
