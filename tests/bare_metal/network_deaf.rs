@@ -48,15 +48,14 @@ fn counted(network: &Network<'_>, before: Counts) -> Counts {
     std::array::from_fn(|node| before[node] + since[node])
 }
 
-/// The guest that was deaf hears, and finds that more is missing than `lost` frames, if it must. What each misses then was
-/// counted.
-fn hears(network: &mut Network<'_>, lost: Option<u64>, before: Counts) -> Counts {
+/// The guest that was deaf hears, and finds that more is missing than `lost` frames. What each misses then was counted.
+fn hears(network: &mut Network<'_>, lost: u64, before: Counts) -> Counts {
     turn_deaf(network, false);
     let console = &mut network.consoles[DEAF];
     let enough = console.account().received + FRAMES;
     wait_until("it gets frames, and sees what it has missed", || {
         let account = console.account();
-        (account.received >= enough && lost.is_none_or(|lost| account.lost > lost)).then_some(())
+        (account.received >= enough && account.lost > lost).then_some(())
     });
     let lost = std::array::from_fn(|node| network.consoles[node].account().lost);
     // It takes a cut to learn what is counted.
@@ -85,15 +84,14 @@ fn a_deaf_guest_loses_what_is_counted(rounds: u64, cuts_a_round: u64) {
             done += 1;
         }
         cuts += done;
-        let live = hears(&mut network, Some(missed), before);
+        let live = hears(&mut network, missed, before);
         network.kill9();
 
         let state = format!("life-{round}.ckvmm");
         network = Network::restore(&home, &home.join(last), NODES, &state);
         before = saved;
         get_frames(&mut network, &OTHERS);
-        // What was counted may have been dropped after the cut.
-        let restored = hears(&mut network, None, before);
+        let restored = hears(&mut network, missed, before);
         println!("{cuts} cuts: {saved:?} dropped at the last; lost in the end {live:?} live, {restored:?} restored");
         if round > 0 {
             fs::remove_dir_all(home.join(format!("life-{}.ckvmm", round - 1))).unwrap();

@@ -1,6 +1,7 @@
 //! What the cut is told, and what it says.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 use crate::packet::{Colour, Incarnation, Node, Packet};
 use crate::switch::Route;
@@ -102,12 +103,27 @@ pub struct Counters {
     pub logged: u64,
     /// Frames dropped since the guest had left its queue full.
     pub dropped: u64,
+    /// Of these, frames that were under way at a cut: sent before it, come after it.
+    pub dropped_late: u64,
     /// Frames for a node that is off or lost.
     pub unreachable: u64,
     /// Packets of another life of the network.
     pub fenced: u64,
     /// Packets that had come before: a broken connection was taken up.
     pub repeated: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, more: Self) {
+        let Counters { held, logged, dropped, dropped_late, unreachable, fenced, repeated } = more;
+        self.held += held;
+        self.logged += logged;
+        self.dropped += dropped;
+        self.dropped_late += dropped_late;
+        self.unreachable += unreachable;
+        self.fenced += fenced;
+        self.repeated += repeated;
+    }
 }
 
 impl Default for Limits {

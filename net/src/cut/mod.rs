@@ -234,6 +234,7 @@ impl<F: Payload> Cut<F> {
     fn receive(&mut self, from: Node, colour: Colour, frame: F, outputs: &mut Vec<Output<F>>) {
         if !self.guest_is_off && !self.guest_stands && !self.inbox.has_room_for(&frame) {
             self.counters.dropped += 1;
+            self.counters.dropped_late += u64::from(colour < self.colour);
             return;
         }
         if let Some(open) = self.open.as_mut().filter(|open| colour < open.cut) {

@@ -149,7 +149,9 @@ fn what_finds_the_inbox_full_is_dropped_and_not_logged() {
     vm.arrives(1, 0, Content::Frame(4));
     vm.arrives(1, 1, Content::Marker);
     assert_eq!(vm.arrives(2, 1, Content::Marker), [closed(1, &[(1, 0), (1, 1), (1, 2), (1, 3)])]);
-    assert_eq!(vm.cut.take_counters(), Counters { dropped: 1, ..Counters::default() });
+    assert_eq!(vm.cut.take_counters(), Counters { dropped: 1, dropped_late: 1, ..Counters::default() });
+    vm.arrives(1, 1, Content::Frame(5));
+    assert_eq!(vm.cut.take_counters(), Counters { dropped: 1, ..Counters::default() }, "not of the cut");
     assert_eq!(vm.cut.take_counters(), Counters::default());
 }
 

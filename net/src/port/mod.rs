@@ -16,6 +16,7 @@
 //! - Between `CutTaken` and the machine's going on the I/O thread is parked: nothing goes between guest and cut. Whoever
 //!   sees to the links meanwhile takes events that were for it, so it turns the port before all else when it goes on.
 
+mod card;
 mod guest;
 mod line;
 mod link_counters;
@@ -32,7 +33,7 @@ use crate::cut::{Counters, Cut, Input, Output, Setup};
 use crate::packet::{Colour, Node};
 use crate::switch::{Mac, Route, Switch};
 use crate::transport::Transport;
-use crate::{Error, Link, Offloads, Result};
+use crate::{Error, Result};
 use guest::Guest;
 use line::Line;
 pub use link_counters::LinkCounters;
@@ -46,8 +47,6 @@ pub type Frame = Arc<[u8]>;
 pub const AHEAD_BYTES: usize = 1 << 20;
 /// How long a guest may take no frames before the others do not wait for it any more.
 pub const PATIENCE: Duration = Duration::from_millis(100);
-/// The largest packet that a guest is told of: what cards agree on otherwise is the same for all of the network.
-const MTU: u16 = 1500;
 
 /// What a port is made of.
 #[derive(Debug)]
@@ -100,6 +99,8 @@ struct Inner {
     waits: u64,
     guest: Guest,
     counters: Counters,
+    /// As they were at the newest cut.
+    at_cut: Counters,
     /// By node.
     traffic: Vec<LinkCounters>,
     capture: Option<Capture>,
@@ -135,6 +136,7 @@ impl Port {
             waits: 0,
             guest: Guest::default(),
             counters: Counters::default(),
+            at_cut: Counters::default(),
             traffic: vec![LinkCounters::default(); setup.nodes.into()],
             capture: None,
         };
@@ -150,6 +152,7 @@ impl Port {
         if let Input::CutTaken(_) = input {
             // For a moment at least, and its guest could take nothing meanwhile.
             inner.stand();
+            inner.at_cut = inner.counters();
         }
         let done = inner.handle(input);
         drop(inner);
@@ -176,6 +179,12 @@ impl Port {
     /// What has happened since it was opened.
     pub fn counters(&self) -> Counters {
         self.lock().counters()
+    }
+
+    /// Frames dropped of those that were sent before the newest cut: one that is restored from it has lost these.
+    pub fn dropped_before_cut(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.at_cut.dropped + inner.counters().dropped_late - inner.at_cut.dropped_late
     }
 
     /// How often the guest had to wait, since a link was full.
@@ -257,15 +266,8 @@ impl Inner {
     }
 
     fn counters(&mut self) -> Counters {
-        let Counters { held, logged, dropped, unreachable, fenced, repeated } = self.cut.take_counters();
-        let all = &mut self.counters;
-        all.held += held;
-        all.logged += logged;
-        all.dropped += dropped;
-        all.unreachable += unreachable;
-        all.fenced += fenced;
-        all.repeated += repeated;
-        *all
+        self.counters += self.cut.take_counters();
+        self.counters
     }
 
     fn write(&mut self, frame: &[u8], poll: &Poll) -> io::Result<usize> {
@@ -298,43 +300,6 @@ impl Inner {
         let length = frame.len().min(buffer.len());
         buffer[..length].copy_from_slice(&frame[..length]);
         Ok(length)
-    }
-}
-
-impl AsRawFd for Port {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.poll.card()
-    }
-}
-
-impl Link for Port {
-    fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    fn mtu(&self) -> Result<u16> {
-        Ok(MTU)
-    }
-
-    fn offers_offloads(&self) -> bool {
-        self.0.offloads
-    }
-
-    /// The others' cards offer what this one does; what a guest has nevertheless not agreed to, its card drops.
-    fn set_offloads(&self, _: Offloads) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.lock().read(buffer, &self.0.poll)
-    }
-
-    fn may_write(&self) -> bool {
-        self.lock().may_write()
-    }
-
-    fn write(&self, frame: &[u8]) -> io::Result<usize> {
-        self.lock().write(frame, &self.0.poll)
     }
 }
 

@@ -207,8 +207,7 @@ impl Member {
     /// Reports that this VM's part of the cut is whole.
     pub fn prepared(&mut self, cut: Colour) {
         self.owed.take_if(|owed| *owed == cut);
-        let counters = self.port.counters();
-        let (held_packets, dropped_frames) = (counters.held, counters.dropped);
+        let (held_packets, dropped_frames) = (self.port.counters().held, self.port.dropped_before_cut());
         let part = Part { held_packets, dropped_frames, waits: self.port.waits(), ..self.part };
         self.say(&FromMember::Prepared(cut.0, part));
     }

@@ -117,7 +117,7 @@ pub struct Part {
     pub logged_frames: u64,
     /// Packets so far that were held until a cut was taken.
     pub held_packets: u64,
-    /// Frames so far that found its guest's queue full.
+    /// Frames until the cut that found its guest's queue full, or do so of what was under way to it.
     pub dropped_frames: u64,
     /// How often so far its guest waited, since a link was full.
     #[serde(default)]

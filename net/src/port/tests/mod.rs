@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::*;
 use crate::cut::Limits;
-use crate::link::HEADER_BYTES;
+use crate::link::{HEADER_BYTES, Link};
 use crate::packet::Incarnation;
 use crate::switch::mac_of;
 use crate::transport::SeqPacket;

@@ -40,6 +40,49 @@ fn a_guest_that_takes_frames_is_waited_for_and_one_that_takes_none_is_not() {
 }
 
 #[test]
+fn what_a_cut_has_lost_is_what_was_sent_before_it() {
+    let vms = network(&[1, 1]);
+    let (sender, receiver) = (&vms[0].port, &vms[1].port);
+    let dropped = || receiver.counters().dropped;
+    // Until the guest, which takes nothing, loses some more.
+    let lose = || {
+        let before = dropped();
+        while dropped() == before {
+            if sender.may_write() {
+                sender.write(&frame(1, 0, 60_000)).unwrap();
+            }
+            receiver.turn();
+            sender.turn();
+        }
+    };
+    // Nothing is under way behind what it has lost.
+    let settle = || {
+        while sender.lock().cut.next_to_send(Node(1)).is_some() {
+            receiver.turn();
+            sender.turn();
+        }
+        receiver.turn();
+    };
+    let take = |port: &Port| {
+        port.tell(Input::CutRequested(ONE)).unwrap();
+        port.tell(Input::CutTaken(ONE)).unwrap();
+    };
+    lose();
+    settle();
+    let before = dropped();
+    take(receiver);
+    assert_eq!(receiver.dropped_before_cut(), before);
+    lose();
+    settle();
+    let late = dropped();
+    assert!(late > before);
+    take(sender);
+    lose();
+    assert!(dropped() > late);
+    assert_eq!(receiver.dropped_before_cut(), late);
+}
+
+#[test]
 fn who_stands_still_in_many_cuts_loses_nothing() {
     let vms = network(&[1, 1]);
     let (sender, receiver) = (&vms[0].port, &vms[1]);
