@@ -35,7 +35,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("stop_timeout", "a time like \"30s\" or \"2m\", at most \"24h\""),
     ("checkpoint", "an object like { \"dir\": \"checkpoints\" }"),
     ("checkpoint.dir", "the path of a directory for checkpoints"),
-    ("checkpoint.mode", "\"auto\", \"fork\" or \"stop\""),
+    ("checkpoint.mode", "\"auto\", \"protect\", \"fork\" or \"stop\""),
     ("checkpoint.every", "a time like \"60s\" or \"5m\", at least \"1s\" and at most \"24h\""),
     ("checkpoint.keep", "a whole number from 1 up"),
     ("checkpoint.stop_deadline", "a time like \"30s\" or \"2m\", at most \"24h\""),

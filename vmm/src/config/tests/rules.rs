@@ -1,5 +1,7 @@
 //! What is wrong with fields beyond their types: names, addresses, and what they have to do with each other.
 
+use clap::ValueEnum;
+
 use super::*;
 
 #[test]
@@ -114,7 +116,10 @@ fn uplinks_paths_and_times() {
     refused("/checkpoint/every", json!("1ms"), &format!("checkpoint.every: out of range; {every}"));
     refused("/checkpoint/every", json!("60"), &format!("checkpoint.every: \"60\" has no unit of time; {every}"));
     refused("/checkpoint/every", json!(60), &format!("checkpoint.every: 60 does not fit; {every}"));
-    let modes = "give \"auto\", \"fork\" or \"stop\"";
+    let modes = "give \"auto\", \"protect\", \"fork\" or \"stop\"";
+    for mode in CheckpointMode::value_variants() {
+        assert!(modes.contains(&json!(mode).to_string()), "{mode:?} is one of them");
+    }
     refused("/checkpoint/mode", json!("spoon"), &format!("checkpoint.mode: \"spoon\" does not fit; {modes}"));
     assert!(error_with("/stop_timeout", json!("25h")).starts_with("stop_timeout: longer than a day; "));
 }
