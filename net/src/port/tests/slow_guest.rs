@@ -44,10 +44,12 @@ fn what_a_cut_has_lost_is_what_was_sent_before_it() {
     let vms = network(&[1, 1]);
     let (sender, receiver) = (&vms[0].port, &vms[1].port);
     let dropped = || receiver.counters().dropped;
+    let deadline = Instant::now() + Duration::from_secs(30);
     // Until the guest, which takes nothing, loses some more.
     let lose = || {
         let before = dropped();
         while dropped() == before {
+            assert!(Instant::now() < deadline, "nothing is dropped");
             if sender.may_write() {
                 sender.write(&frame(1, 0, 60_000)).unwrap();
             }
@@ -58,6 +60,7 @@ fn what_a_cut_has_lost_is_what_was_sent_before_it() {
     // Nothing is under way behind what it has lost.
     let settle = || {
         while sender.lock().cut.next_to_send(Node(1)).is_some() {
+            assert!(Instant::now() < deadline, "a dead guest stalls the others");
             receiver.turn();
             sender.turn();
         }
