@@ -31,6 +31,12 @@ pub(crate) enum Change<'a> {
         offset: u64,
         count: usize,
     },
+    /// So many bytes are zero.
+    Punch {
+        file: &'a File,
+        offset: u64,
+        count: usize,
+    },
     Sync {
         file: &'a File,
         path: &'a Path,
@@ -69,6 +75,7 @@ impl Change<'_> {
             Change::SetLength { .. } => "set_len",
             Change::Share { .. } => "reflink",
             Change::Copy { .. } => "copy",
+            Change::Punch { .. } => "punch",
             Change::Sync { .. } => "sync",
             Change::SyncDirectory(_) => "sync_dir",
             Change::Rename { .. } => "rename",
@@ -88,7 +95,7 @@ impl Change<'_> {
             Change::SetLength { path, .. } | Change::Sync { path, .. } => path,
             Change::Rename { to, .. } | Change::RenameNew { to, .. } | Change::Link { to, .. } => to,
             Change::Symlink { link, .. } => link,
-            Change::Write { .. } | Change::Share { .. } | Change::Copy { .. } => Path::new(""),
+            Change::Write { .. } | Change::Share { .. } | Change::Copy { .. } | Change::Punch { .. } => Path::new(""),
         }
     }
 }

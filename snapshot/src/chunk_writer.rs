@@ -152,6 +152,11 @@ impl ChunkWriter {
         }
     }
 
+    /// Whether all that it does with a chunk is to write what is not zero, by way of the page cache.
+    pub(crate) fn only_writes(&self) -> bool {
+        self.base.is_none() && self.direct.is_none()
+    }
+
     /// The descriptors that it needs.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
         let base = self.base.iter().flat_map(|base| base.file().descriptors());

@@ -6,14 +6,17 @@
 //! image only regular files are opened, never through a symbolic link of their own and never blocking on a pipe.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, copy_file_range, renameat2};
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, FallocateFlags, Flock, FlockArg, RenameFlags, copy_file_range, fallocate, renameat2,
+};
 use nix::unistd::linkat;
+use vm_memory::{VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use crate::change::Change;
 use crate::error::{Error, Result};
@@ -130,6 +133,24 @@ pub(crate) fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> 
 /// Writes all of `bytes` at `offset`, without a copy or an allocation: the caller makes an [`Error`] of a failure.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     perform(Change::Write { file, bytes, offset }, || file.write_all_at(bytes, offset))
+}
+
+/// Writes all of `memory`, which somebody may change meanwhile, at `offset`; the file's own position is behind that then.
+pub(crate) fn write_memory_at(file: &File, memory: &VolatileSlice<'_>, offset: u64) -> io::Result<()> {
+    perform(Change::Copy { to: file, offset, count: memory.len() }, || {
+        let mut there = file;
+        there.seek(SeekFrom::Start(offset))?;
+        there.write_all_volatile(memory).map_err(|error| match error {
+            VolatileMemoryError::IOError(source) => source,
+            error => io::Error::other(error),
+        })
+    })
+}
+
+/// Has the file hold nothing there, which reads as zeros (fallocate(2)).
+pub(crate) fn punch_hole(file: &File, offset: u64, count: usize) -> io::Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    perform(Change::Punch { file, offset, count }, || retry(|| Ok(fallocate(file, mode, offset as i64, count as i64)?)))
 }
 
 /// Has `begin` begin to write all of `bytes` at `offset`, likewise.

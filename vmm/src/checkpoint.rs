@@ -189,8 +189,8 @@ fn expect(wanted: Writer, prepared: &mut PreparedWriter, ram: &Ram, ready_bytes:
 
 fn protect(prepared: &mut PreparedWriter, ram: &Ram, ready_bytes: u64) -> io::Result<()> {
     let most_bytes = memory::free().map_or(u64::MAX, |free| free.bytes / SPARE);
-    let has_room = || memory::free().is_none_or(|free| free.bytes >= RESERVE);
-    let copies = Copies { most_bytes, ready_bytes, has_room: Arc::new(has_room) };
+    let room = || memory::free().map_or(u64::MAX, |free| free.bytes.saturating_sub(RESERVE));
+    let copies = Copies { most_bytes, ready_bytes, room: Arc::new(room) };
     let lent = ram.lend(copies).ok_or_else(|| io::Error::other("RAM that was restored is a file's"))?;
     prepared.expect_protection(lent)
 }

@@ -103,7 +103,9 @@ impl Journal {
                 self.ops.push(Op::SetLength(self.id(to), bytes));
                 self.written(to, 0, bytes)
             }
-            Change::Copy { to, offset, count } => self.written(to, offset, count as u64),
+            Change::Copy { to: file, offset, count } | Change::Punch { file, offset, count } => {
+                self.written(file, offset, count as u64)
+            }
             Change::Sync { file, .. } => Op::Sync(self.id(file)),
             Change::SyncDirectory(path) => Op::SyncDirectory(self.inside(path)),
             Change::Rename { from, to } | Change::RenameNew { from, to } => {

@@ -42,7 +42,7 @@ pub use self::protected::{Copies, Habits, Lent, can_protect};
 pub(crate) use self::target::WrittenMemory;
 
 use self::child::Child;
-use self::protected::{Order, Protection};
+use self::protected::{Order, Protection, Straight, Task};
 use self::results::Results;
 use self::target::{Stop, Target};
 use crate::aside::Aside;
@@ -160,16 +160,10 @@ impl PreparedWriter {
         self.order.sort_by_key(|(number, _)| nth.get(number).copied().unwrap_or(usize::MAX));
         let order = Order { chunks: self.order.iter().map(|(number, _)| *number).collect(), habits: nth.len() };
         let planned: Vec<_> = memory::plan(&self.target.regions).collect();
-        let protection = Protection::prepare(
-            lent,
-            &planned,
-            order,
-            self.target.tagging,
-            self.is_roomy,
-            self.nice,
-            self.target.aside.clone(),
-        )?;
-        let PreparedWriter { target, chunks, descriptors, nice, .. } = self;
+        let PreparedWriter { target, chunks, descriptors, nice, is_roomy, .. } = self;
+        let straight = if *is_roomy || !chunks.only_writes() { None } else { Straight::to(&target.file)? };
+        let task = Task { order, tagging: target.tagging, straight };
+        let protection = Protection::prepare(lent, &planned, task, *is_roomy, *nice, target.aside.clone())?;
         // Where that cannot be the pause takes a little longer.
         let pinned = own::pin(protection.memory());
         // Who had a new thread to wait for may have been drawn to a vCPU's CPU with it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::protected::Slots;
+use super::protected::{Handed, Slots};
 use super::results::Results;
 use crate::aside::Aside;
 use crate::chunk_map::{ChunkMap, Region, chunk_ranges};
@@ -79,14 +79,16 @@ impl Target {
         let mut aside = self.aside.steps();
         let mut parent = slots.receiver();
         for _ in planned {
-            let (chunk, slot) = parent.receive();
+            let (chunk, handed) = parent.receive();
             aside.step();
             let planned = &planned[chunk];
-            let written = match slot {
-                None => chunks.zero(chunk),
-                Some(slot) => chunks
-                    .write(Source::Copy(slot.content(), slot.tag()), planned, &self.file)
-                    .map_err(Stop::Trouble)?,
+            let written = match handed {
+                Handed::Zero => chunks.zero(chunk),
+                Handed::Lost(error) => return Err(Stop::Trouble(Trouble::Write(error))),
+                Handed::Written(tag) => WrittenChunk { chunk: Chunk::Data(tag), changed: Changed::All },
+                Handed::Copy(slot, tag) => {
+                    chunks.write(Source::Copy(slot.content(), tag), planned, &self.file).map_err(Stop::Trouble)?
+                }
             };
             self.put(chunk, planned, &written);
         }

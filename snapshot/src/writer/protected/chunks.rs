@@ -6,17 +6,18 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::super::present::Present;
 use super::stream;
-use crate::limits::CHUNK_BYTES;
+use crate::limits::{CHUNK_BYTES, PIECE_BYTES};
 use crate::memory::PlannedChunk;
 use crate::tag::{self, ChunkTagger};
 
 /// A chunk.
 pub(super) struct Chunk {
     pub(super) host: Range<usize>,
+    pub(super) file_start: u64,
     /// Bytes of zeros that follow it in the memory file.
     padding: u64,
     /// Somebody copies it, or has.
@@ -59,6 +60,7 @@ impl Chunk {
         let start = slice.map_err(io::Error::other)?.ptr_guard().as_ptr() as usize;
         Ok(Chunk {
             host: start..start + planned.guest_bytes as usize,
+            file_start: planned.file.start,
             padding: planned.padding(),
             taken: AtomicBool::new(false),
         })
@@ -73,6 +75,20 @@ impl Chunk {
     pub(super) fn copy_tagging(&self, present: &Present, to: &mut [u8], tagger: &mut ChunkTagger) -> tag::Chunk {
         self.copy_in((tagger.part_bytes(), copy_cached), present, to, |part| tagger.add(part));
         self.held(tagger)
+    }
+
+    /// What of it was `present` at the cut, in pieces, and where each begins; the rest is zero.
+    pub(super) fn pieces<'a>(&'a self, present: &'a Present) -> impl Iterator<Item = (usize, VolatileSlice<'a>)> {
+        present.of(&self.host).flat_map(|there| in_pieces(&there)).map(|piece| {
+            // SAFETY: it lies in guest RAM, which is mapped as long as there are chunks of it.
+            (piece.start - self.host.start, unsafe { VolatileSlice::new(piece.start as *mut u8, piece.len()) })
+        })
+    }
+
+    /// All of it, of which that is a copy, likewise.
+    pub(super) fn pieces_of<'a>(&self, copy: VolatileSlice<'a>) -> impl Iterator<Item = (usize, VolatileSlice<'a>)> {
+        in_pieces(&(0..self.host.len()))
+            .filter_map(move |piece| Some((piece.start, copy.subslice(piece.start, piece.len()).ok()?)))
     }
 
     /// Copies what is a `copy` of it; returns what it holds.
@@ -112,10 +128,15 @@ impl Chunk {
     }
 
     /// What it holds, whose RAM was tagged.
-    fn held(&self, tagger: &mut ChunkTagger) -> tag::Chunk {
+    pub(super) fn held(&self, tagger: &mut ChunkTagger) -> tag::Chunk {
         tagger.zeros(self.padding);
         tagger.finish()
     }
+}
+
+fn in_pieces(memory: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = memory.end;
+    memory.clone().step_by(PIECE_BYTES).map(move |start| start..end.min(start + PIECE_BYTES))
 }
 
 /// # Safety
@@ -134,19 +155,22 @@ impl Area {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
     use vm_memory::Bytes;
 
     use super::super::super::present::Scanner;
+    use super::super::straight::Straight;
     use super::*;
     use crate::limits::PAGE_BYTES;
     use crate::memory;
     use crate::tag::Tagging;
 
+    const BYTES: usize = 3 * PAGE_BYTES as usize;
+
     /// Two regions of three pages: after the first one's, its chunk is padded. Nobody has touched the second page of it, and
     /// what was written to the other region is zeros.
-    #[test]
-    fn a_copy_has_the_tag_of_the_whole_chunk_and_so_has_a_copy_of_it() {
-        const BYTES: usize = 3 * PAGE_BYTES as usize;
+    fn memory_with_holes() -> (GuestMemoryMmap, Vec<PlannedChunk>, Present) {
         let starts = [0, 1 << 30];
         let ram =
             GuestMemoryMmap::<()>::from_ranges(&starts.map(|start| (GuestAddress(start), BYTES))).expect("memory");
@@ -154,13 +178,24 @@ mod tests {
             ram.write_slice(bytes, GuestAddress(address)).expect("it is RAM");
         }
         let planned: Vec<_> = memory::plan(&memory::lay_out(&ram).expect("it is RAM")).collect();
-        let (chunks, areas) = of(&ram, &planned).expect("it is RAM");
+        let (_, areas) = of(&ram, &planned).expect("it is RAM");
         let mut scanner = Scanner::new().expect("the kernel tells");
         scanner.look(areas.iter().map(|area| &area.host)).expect("the kernel tells");
-        let present = scanner.finish();
+        (ram, planned, scanner.finish())
+    }
 
+    /// The first chunk, with what it is padded with.
+    fn whole(ram: &GuestMemoryMmap) -> Vec<u8> {
         let mut whole = vec![0; CHUNK_BYTES as usize];
         ram.read_slice(&mut whole[..BYTES], GuestAddress(0)).expect("it is RAM");
+        whole
+    }
+
+    #[test]
+    fn a_copy_has_the_tag_of_the_whole_chunk_and_so_has_a_copy_of_it() {
+        let (ram, planned, present) = memory_with_holes();
+        let (chunks, _) = of(&ram, &planned).expect("it is RAM");
+        let whole = whole(&ram);
         for tagging in [Tagging::Mac([7; 16]), Tagging::Hash] {
             let mut tagger = ChunkTagger::new(tagging);
             let held = tag::Chunk::Data(tagging.tag(&whole));
@@ -169,7 +204,39 @@ mod tests {
             assert_eq!(chunks[0].copy_tagging(&present, &mut tagged, &mut tagger), held);
             assert_eq!(chunks[0].copy_again(&tagged, &mut again, &mut tagger), held);
             chunks[0].copy(&present, &mut copy);
-            assert!([copy, tagged, again].iter().all(|copy| *copy == whole[..BYTES]));
+            assert!([&copy, &tagged, &again].iter().all(|copy| **copy == whole[..BYTES]));
         }
+    }
+
+    #[test]
+    fn what_is_written_straight_has_the_tag_of_the_whole_chunk_and_holes_where_nothing_is() {
+        let (ram, planned, present) = memory_with_holes();
+        let (chunks, _) = of(&ram, &planned).expect("it is RAM");
+        let whole = whole(&ram);
+        let file = tempfile::tempfile_in("/dev/shm").expect("there is memory");
+        let straight = Straight::to(&file).expect("it is open").expect("it is in memory");
+        let pages = || file.metadata().expect("it is open").blocks() * 512 / PAGE_BYTES;
+        let is_written = || {
+            let mut written = vec![0; BYTES];
+            file.read_exact_at(&mut written, chunks[0].file_start).expect("so much is there");
+            written == whole[..BYTES]
+        };
+        let tagging = Tagging::Mac([7; 16]);
+        let mut tagger = ChunkTagger::new(tagging);
+        let mut written = |chunk: &Chunk| straight.write(chunk, chunk.pieces(&present), &mut tagger).expect("writes");
+        assert_eq!(
+            [&chunks[1], &chunks[0]].map(&mut written),
+            [tag::Chunk::Zero, tag::Chunk::Data(tagging.tag(&whole))]
+        );
+        assert!(is_written() && pages() == 2);
+        straight.undo(&chunks[0]).expect("it can be done");
+        assert_eq!(pages(), 0);
+
+        let mut copy = vec![9; CHUNK_BYTES as usize];
+        chunks[0].copy(&present, &mut copy);
+        let pieces = chunks[0].pieces_of(VolatileSlice::from(&mut copy[..]));
+        let held = straight.write(&chunks[0], pieces, &mut tagger).expect("writes");
+        assert_eq!(held, tag::Chunk::Data(tagging.tag(&whole)));
+        assert!(is_written());
     }
 }

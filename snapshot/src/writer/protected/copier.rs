@@ -1,60 +1,130 @@
-//! Who hands all chunks to the child: those that nobody writes to, which it copies, and the copies of the others.
+//! Who hands all chunks to the child: those that nobody writes to, which it copies, and the copies of the others. What it
+//! can write itself it only tells of.
 
+use std::io;
+use std::mem;
 use std::sync::atomic::Ordering::Acquire;
 
 use super::Shared;
 use super::kept::KeptCopy;
 use super::order::{Copied, Order};
-use super::slots::FreeSlot;
-use crate::tag::ChunkTagger;
+use super::slots::Sender;
+use super::straight::Straight;
+use crate::tag::{ChunkTagger, Tagging};
+
+/// What a copier is to do.
+pub(in super::super) struct Task {
+    pub(in super::super) order: Order,
+    pub(in super::super) tagging: Tagging,
+    /// Its own way to the memory file, if it has one.
+    pub(in super::super) straight: Option<Straight>,
+}
+
+struct Copier<'a> {
+    shared: &'a Shared,
+    child: Sender<'a>,
+    straight: Option<Straight>,
+    tagger: ChunkTagger,
+    copied: Copied,
+}
+
+/// Why it ends early.
+enum End {
+    /// Nobody takes chunks any more.
+    Hopeless,
+    /// It could not write.
+    Trouble(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        End::Trouble(error)
+    }
+}
 
 impl Shared {
     /// The copier's work, once the guest runs again.
-    pub(super) fn copy_all(&self, order: &Order) {
+    pub(super) fn copy_all(&self, task: Task) {
+        let Task { order, tagging, straight } = task;
         self.begun.wait();
-        let (mut aside, mut copied, mut child) = (self.aside.steps(), Copied::default(), self.slots.sender());
-        let mut tagger = ChunkTagger::new(self.tagging);
-        for (nth, number) in order.chunks.iter().enumerate() {
-            if self.over.load(Acquire) {
-                return;
-            }
-            let chunk = &self.chunks[*number];
-            while !chunk.is_taken() {
-                if self.present().of(&chunk.host).next().is_none() {
-                    // Nobody waits for it either.
-                    if chunk.take() {
-                        child.hand_zero(*number);
-                    }
-                    break;
-                }
-                let Some(mut slot) = child.slot(|| self.is_hopeless()) else { return };
-                aside.step();
-                // The guest may wait for the memory that a kept copy is in.
-                if let Some(kept) = self.kept.next() {
-                    self.hand_over(kept, slot, &mut tagger);
-                    continue;
-                }
-                let held = chunk.copy_tagging(self.present(), slot.content(), &mut tagger);
-                if chunk.take() {
-                    copied.add(&chunk.host, nth < order.habits).for_each(|memory| self.unprotect(&memory));
-                    slot.hand(*number, held);
-                }
-            }
-        }
-        copied.finish().iter().for_each(|memory| self.unprotect(memory));
-        // All others are taken, and kept or about to be.
-        while child.handed() < self.chunks.len() {
-            let Some(kept) = self.kept.await_next(|| self.is_hopeless()) else { return };
-            let Some(slot) = child.slot(|| self.is_hopeless()) else { return };
-            self.hand_over(kept, slot, &mut tagger);
+        let (tagger, copied) = (ChunkTagger::new(tagging), Copied::default());
+        let mut copier = Copier { shared: self, child: self.slots.sender(), straight, tagger, copied };
+        if let Err(End::Trouble(error)) = copier.copy_all(&order) {
+            copier.child.hand_trouble(&error);
         }
     }
+}
 
-    fn hand_over(&self, kept: KeptCopy, mut slot: FreeSlot<'_, '_>, tagger: &mut ChunkTagger) {
-        let (number, chunk) = (kept.chunk, &self.chunks[kept.chunk]);
-        let held = chunk.copy_again(self.kept.content(&kept), slot.content(), tagger);
+impl Copier<'_> {
+    fn copy_all(&mut self, order: &Order) -> Result<(), End> {
+        let (shared, mut aside) = (self.shared, self.shared.aside.steps());
+        for (nth, number) in order.chunks.iter().enumerate() {
+            while !shared.chunks[*number].is_taken() {
+                if shared.over.load(Acquire) {
+                    return Err(End::Hopeless);
+                }
+                aside.step();
+                self.straight.take_if(|straight| !straight.may(&*shared.room));
+                // The guest may wait for the memory that a kept copy is in.
+                match shared.kept.next() {
+                    Some(kept) => self.hand_kept(kept)?,
+                    None => self.hand(*number, nth < order.habits)?,
+                }
+            }
+        }
+        mem::take(&mut self.copied).finish().iter().for_each(|memory| shared.unprotect(memory));
+        // All others are taken, and kept or about to be.
+        while self.child.handed() < shared.chunks.len() {
+            let kept = shared.kept.await_next(|| shared.is_hopeless()).ok_or(End::Hopeless)?;
+            self.hand_kept(kept)?;
+        }
+        Ok(())
+    }
+
+    /// Hands over a chunk, unless somebody else takes it meanwhile.
+    fn hand(&mut self, number: usize, is_habit: bool) -> Result<(), End> {
+        let (shared, chunk) = (self.shared, &self.shared.chunks[number]);
+        let present = shared.present();
+        if present.of(&chunk.host).next().is_none() {
+            // Nobody waits for it either.
+            if chunk.take() {
+                self.child.hand_zero(number);
+            }
+        } else if let Some(straight) = &self.straight {
+            let held = straight.write(chunk, chunk.pieces(present), &mut self.tagger)?;
+            if chunk.take() {
+                self.copied.add(&chunk.host, is_habit).for_each(|memory| shared.unprotect(&memory));
+                self.child.hand_written(number, held);
+            } else {
+                // Who has taken it keeps a copy.
+                straight.undo(chunk)?;
+            }
+        } else {
+            let mut slot = self.child.slot(|| shared.is_hopeless()).ok_or(End::Hopeless)?;
+            let held = chunk.copy_tagging(present, slot.content(), &mut self.tagger);
+            if chunk.take() {
+                self.copied.add(&chunk.host, is_habit).for_each(|memory| shared.unprotect(&memory));
+                slot.hand(number, held);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over a copy of what somebody else has taken.
+    fn hand_kept(&mut self, kept: KeptCopy) -> Result<(), End> {
+        let (shared, number) = (self.shared, kept.chunk);
+        let chunk = &shared.chunks[number];
+        if let Some(straight) = &self.straight {
+            let held = straight.write(chunk, chunk.pieces_of(shared.kept.memory(&kept)), &mut self.tagger);
+            shared.kept.give_back(kept);
+            self.child.hand_written(number, held?);
+            return Ok(());
+        }
+        let mut slot = self.child.slot(|| shared.is_hopeless()).ok_or(End::Hopeless)?;
+        let held = chunk.copy_again(shared.kept.content(&kept), slot.content(), &mut self.tagger);
         // The guest may wait for that.
-        self.kept.give_back(kept);
+        shared.kept.give_back(kept);
         slot.hand(number, held);
+        Ok(())
     }
 }

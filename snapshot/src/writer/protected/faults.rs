@@ -78,7 +78,7 @@ impl Shared {
         let chunk = &self.chunks[number];
         // Once nobody wants a copy any more, the guest waits for none.
         let wanted = !chunk.is_taken() && !self.is_hopeless();
-        match wanted.then(|| self.kept.slot(&*self.has_room, || self.is_hopeless())).flatten() {
+        match wanted.then(|| self.kept.slot(|| (self.room)() > 0, || self.is_hopeless())).flatten() {
             Some(slot) => self.keep_now(number, slot),
             None => self.unprotect(&chunk.host),
         }

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use vm_memory::VolatileSlice;
 
 use super::super::priority;
 use crate::limits::CHUNK_BYTES;
@@ -161,6 +162,11 @@ impl Kept {
     pub(super) fn content<'a>(&'a self, copy: &'a KeptCopy) -> &'a [u8] {
         // SAFETY: the slot lies in the mapping, and nobody writes to it as long as there is this copy.
         unsafe { std::slice::from_raw_parts(self.at(copy.slot), SLOT_BYTES) }
+    }
+
+    pub(super) fn memory<'a>(&'a self, copy: &'a KeptCopy) -> VolatileSlice<'a> {
+        // SAFETY: the slot lies in the mapping, which lives as long as this.
+        unsafe { VolatileSlice::new(self.at(copy.slot), SLOT_BYTES) }
     }
 
     /// It is needed no more.

@@ -26,9 +26,9 @@ pub struct Copies {
     /// So many bytes of it at most are made ready before the cut, which waits for that: what is not makes the guest wait
     /// after it, a little longer for each copy.
     pub ready_bytes: u64,
-    /// Whether there is still room for more: else the guest waits until the child has written some. In doubt an
-    /// out-of-memory killer would take the VM, whose memory it is.
-    pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// For how many more bytes there is room: where there is none the guest waits until the child has written some. In doubt
+    /// an out-of-memory killer would take the VM, whose memory it is.
+    pub room: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 /// What a guest wrote to while its RAM was last written, or just before. It will write there again.

@@ -24,6 +24,7 @@ mod kept;
 mod lent;
 mod order;
 mod slots;
+mod straight;
 mod stream;
 mod uffd;
 
@@ -39,9 +40,11 @@ use std::thread::{self, JoinHandle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub(super) use self::copier::Task;
 pub use self::lent::{Copies, Habits, Lent};
 pub(super) use self::order::Order;
-pub(super) use self::slots::Slots;
+pub(super) use self::slots::{Handed, Slots};
+pub(super) use self::straight::Straight;
 
 use self::chunks::{Area, Chunk};
 use self::kept::Kept;
@@ -51,7 +54,6 @@ use super::priority;
 use crate::aside::Aside;
 use crate::limits::CHUNK_BYTES;
 use crate::memory::PlannedChunk;
-use crate::tag::Tagging;
 
 /// Copies that there is memory ready for, of a guest of which nothing is known.
 const READY: usize = 16;
@@ -84,12 +86,11 @@ struct Shared {
     present: OnceLock<Present>,
     kept: Kept,
     slots: Slots,
-    has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+    room: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Whom the copier keeps off.
     aside: Aside,
     /// There is no CPU for the thread that serves faults beside the guest and whoever ends its pause.
     is_crowded: bool,
-    tagging: Tagging,
     /// Before the cut: what the guest has written to since RAM was protected.
     loose: Mutex<Option<Vec<usize>>>,
     /// Chunks to copy in the pause, before anybody waits for them, the last one first.
@@ -109,13 +110,12 @@ struct Shared {
 }
 
 impl Protection {
-    /// Makes ready to protect `lent`, of which `planned` are the chunks by number, copied in the order `order` by a copier
-    /// that stands `nice` behind others. Copier and child work at the same time if the host is roomy.
+    /// Makes ready to protect `lent`, of which `planned` are the chunks by number, for a copier that stands `nice` behind
+    /// others. Copier and child work at the same time if the host is roomy.
     pub(super) fn prepare(
         lent: Lent,
         planned: &[PlannedChunk],
-        order: Order,
-        tagging: Tagging,
+        task: Task,
         is_roomy: bool,
         nice: libc::c_int,
         aside: Aside,
@@ -124,7 +124,7 @@ impl Protection {
         let (uffd, mut scanner, word) = (Uffd::open()?, Scanner::new()?, EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let (chunks, areas) = chunks::of(&memory, planned)?;
         let slots_in = |bytes| usize::try_from(bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
-        let ready = order.habits.max(READY).min(slots_in(copies.ready_bytes));
+        let ready = task.order.habits.max(READY).min(slots_in(copies.ready_bytes));
         let kept = Kept::new(slots_in(copies.most_bytes).clamp(1, chunks.len().max(1)), ready.max(1))?;
         let slots = Slots::new(chunks.len(), is_roomy)?;
         let shared = Arc::new(Shared {
@@ -134,10 +134,9 @@ impl Protection {
             present: OnceLock::new(),
             kept,
             slots,
-            has_room: copies.has_room,
+            room: copies.room,
             aside,
             is_crowded: !is_roomy,
-            tagging,
             loose: Mutex::new(Some(Vec::new())),
             hot: Mutex::default(),
             begun: OnceLock::new(),
@@ -161,7 +160,7 @@ impl Protection {
         protection.faults = Some(thread::Builder::new().name("faults".into()).spawn(move || serve.serve_faults())?);
         let copy = move || {
             priority::stand_back(nice);
-            shared.copy_all(&order);
+            shared.copy_all(task);
         };
         protection.copier = Some(thread::Builder::new().name("copier".into()).spawn(copy)?);
         Ok(protection)

@@ -1,20 +1,20 @@
 //! Chunks on their way to the child, in memory that both processes share.
 //!
 //! ```text
-//! header   how many were handed over, how many slots given back: futexes; the tag of the chunk in each slot
-//! handed   for each chunk, in the order in which they were: its number, and whether it is in a slot or zero
+//! header   how many were handed over, how many slots given back: futexes
+//! handed   for each chunk, in the order in which they were: its number, what it holds, whether that is in a slot
 //! slots    2 MiB each, used by turns
 //! ```
 //!
-//! Invariants: one thread hands chunks over, each once. A slot is written by that one, then read by the child, then free.
+//! Invariants: one thread hands chunks over, each once. An entry is written before that, and a slot, then read by the
+//! child; a slot is free then.
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
 use std::io;
 use std::num::NonZero;
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -28,8 +28,8 @@ const SLOT_BYTES: usize = CHUNK_BYTES as usize;
 /// take no more CPUs than one writer would.
 const SLOTS: [u32; 2] = [1, MOST];
 const MOST: u32 = 3;
-/// In the entry of a chunk that is not zero.
-const IN_SLOT: u64 = 1 << 32;
+/// The child hears of so many chunks together if there is nothing to do for them.
+const TOGETHER: usize = 8;
 /// How often somebody who waits for a slot asks whether there is anything to wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -37,10 +37,27 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 struct Header {
     handed: AtomicU32,
     given_back: AtomicU32,
-    tags: [UnsafeCell<Tag>; MOST as usize],
 }
 
-const _: () = assert!(size_of::<Header>().is_multiple_of(align_of::<AtomicU64>()), "the entries follow it");
+/// A chunk that was handed over.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Entry {
+    chunk: u32,
+    place: u32,
+    /// Unless it is zero.
+    tag: Tag,
+}
+
+/// [`Entry::place`]: it is nowhere, for it is zero.
+const NOWHERE: u32 = 0;
+const IN_SLOT: u32 = 1;
+const IN_FILE: u32 = 2;
+/// It is no chunk but an errno.
+const LOST: u32 = 3;
+const NO_TAG: Tag = Tag([0; 32]);
+
+const _: () = assert!(size_of::<Header>().is_multiple_of(align_of::<Entry>()), "the entries follow it");
 
 /// The shared memory.
 #[derive(Debug)]
@@ -74,11 +91,23 @@ pub(in super::super) struct Receiver<'a> {
     used: u32,
 }
 
+/// What a chunk holds that was handed over.
+#[derive(Debug)]
+pub(in super::super) enum Handed<'r, 'a> {
+    Zero,
+    /// This is to be written; with its tag.
+    Copy(FullSlot<'r, 'a>, Tag),
+    /// What has this tag, and is written.
+    Written(Tag),
+    /// It could not be written, nor will be what is left.
+    Lost(io::Error),
+}
+
 /// A slot with a chunk in it, given back when this is dropped.
 #[derive(Debug)]
 pub(in super::super) struct FullSlot<'r, 'a>(&'r mut Receiver<'a>);
 
-// SAFETY: the mapping belongs to this value alone; tables are atomics, and slots and their tags are accessed as the module says.
+// SAFETY: the mapping belongs to this value alone; its header is atomics, and all else is accessed as the module says.
 unsafe impl Send for Slots {}
 // SAFETY: as above.
 unsafe impl Sync for Slots {}
@@ -87,7 +116,7 @@ impl Slots {
     /// For `chunks` chunks.
     pub(super) fn new(chunks: usize, is_roomy: bool) -> io::Result<Slots> {
         let slots = SLOTS[usize::from(is_roomy)];
-        let tables = size_of::<Header>() + chunks * size_of::<u64>();
+        let tables = size_of::<Header>() + chunks * size_of::<Entry>();
         let first = tables.next_multiple_of(SLOT_BYTES);
         let bytes = NonZero::new(first + slots as usize * SLOT_BYTES).expect("there is a slot");
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -106,25 +135,22 @@ impl Slots {
         Receiver { slots: self, received: 0, used: 0 }
     }
 
-    /// The tag of the `nth` chunk that is in a slot.
-    fn tag(&self, nth: u32) -> *mut Tag {
-        self.header().tags[(nth % self.slots) as usize].get()
-    }
-
-    /// Its slot.
+    /// The slot of the `nth` chunk that is in one.
     fn at(&self, nth: u32) -> *mut u8 {
         // SAFETY: the slot lies in the mapping.
         unsafe { self.base.as_ptr().add(self.first + (nth % self.slots) as usize * SLOT_BYTES) }
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: the mapping begins with it; atomics and tags are valid whatever they hold.
+        // SAFETY: the mapping begins with it; atomics are valid whatever they hold.
         unsafe { self.base.cast().as_ref() }
     }
 
-    fn handed(&self) -> &[AtomicU64] {
+    /// That of the `nth` chunk that is handed over.
+    fn entry(&self, nth: usize) -> *mut Entry {
+        assert!(nth < self.chunks, "each once");
         // SAFETY: as many lie in the mapping from there on.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(size_of::<Header>()).cast(), self.chunks) }
+        unsafe { self.base.as_ptr().add(size_of::<Header>()).cast::<Entry>().add(nth) }
     }
 }
 
@@ -146,7 +172,18 @@ impl<'a> Sender<'a> {
 
     /// Hands over a chunk that is zero.
     pub(super) fn hand_zero(&mut self, chunk: usize) {
-        self.tell(chunk as u64);
+        self.hand_written(chunk, Chunk::Zero);
+    }
+
+    /// Hands over a chunk that is written, and of which only that is to be told.
+    pub(super) fn hand_written(&mut self, chunk: usize, held: Chunk) {
+        self.hand(chunk, held, IN_FILE);
+    }
+
+    /// Hands over that there is nothing more to come, for that reason.
+    pub(super) fn hand_trouble(&mut self, trouble: &io::Error) {
+        let errno = trouble.raw_os_error().unwrap_or(libc::EIO);
+        self.tell(Entry { chunk: errno as u32, place: LOST, tag: NO_TAG });
     }
 
     /// How many chunks were handed over.
@@ -154,12 +191,24 @@ impl<'a> Sender<'a> {
         self.handed
     }
 
-    fn tell(&mut self, entry: u64) {
-        self.slots.handed()[self.handed].store(entry, Relaxed);
+    fn hand(&mut self, chunk: usize, held: Chunk, place: u32) {
+        let (place, tag) = match held {
+            Chunk::Zero => (NOWHERE, NO_TAG),
+            Chunk::Data(tag) => (place, tag),
+        };
+        self.tell(Entry { chunk: chunk as u32, place, tag });
+    }
+
+    fn tell(&mut self, entry: Entry) {
+        // SAFETY: it lies in the mapping, and the child does not read it before it is told.
+        unsafe { self.slots.entry(self.handed).write(entry) };
         self.handed += 1;
         let handed = &self.slots.header().handed;
         handed.fetch_add(1, Release);
-        futex::wake(handed);
+        let is_awaited = matches!(entry.place, IN_SLOT | LOST) || self.handed == self.slots.chunks;
+        if is_awaited || self.handed.is_multiple_of(TOGETHER) {
+            futex::wake(handed);
+        }
     }
 }
 
@@ -171,17 +220,14 @@ impl FreeSlot<'_, '_> {
 
     /// Hands over a chunk, which is in it if it is `held` to be data.
     pub(super) fn hand(self, chunk: usize, held: Chunk) {
-        let Chunk::Data(tag) = held else { return self.0.hand_zero(chunk) };
-        // SAFETY: as for the slot's content.
-        unsafe { self.0.slots.tag(self.0.used).write(tag) };
-        self.0.used += 1;
-        self.0.tell(chunk as u64 | IN_SLOT);
+        self.0.used += u32::from(held != Chunk::Zero);
+        self.0.hand(chunk, held, IN_SLOT);
     }
 }
 
 impl<'a> Receiver<'a> {
-    /// Waits for the next chunk that is handed over. Returns its number, and its slot if it is not zero.
-    pub(in super::super) fn receive(&mut self) -> (usize, Option<FullSlot<'_, 'a>>) {
+    /// Waits for the next chunk that is handed over. Returns its number, and what it holds.
+    pub(in super::super) fn receive(&mut self) -> (usize, Handed<'_, 'a>) {
         let handed = &self.slots.header().handed;
         loop {
             let told = handed.load(Acquire);
@@ -190,19 +236,20 @@ impl<'a> Receiver<'a> {
             }
             futex::wait(handed, told, None);
         }
-        let entry = self.slots.handed()[self.received].load(Relaxed);
+        // SAFETY: it lies in the mapping, and was written before it was told.
+        let Entry { chunk, place, tag } = unsafe { self.slots.entry(self.received).read() };
         self.received += 1;
-        let is_in_slot = entry & IN_SLOT != 0;
-        (entry as u32 as usize, is_in_slot.then(|| FullSlot(self)))
+        let handed = match place {
+            IN_SLOT => Handed::Copy(FullSlot(self), tag),
+            IN_FILE => Handed::Written(tag),
+            LOST => return (0, Handed::Lost(io::Error::from_raw_os_error(chunk as i32))),
+            _ => Handed::Zero,
+        };
+        (chunk as usize, handed)
     }
 }
 
 impl FullSlot<'_, '_> {
-    pub(in super::super) fn tag(&self) -> Tag {
-        // SAFETY: as for its content.
-        unsafe { self.0.slots.tag(self.0.used).read() }
-    }
-
     pub(in super::super) fn content(&self) -> &[u8] {
         // SAFETY: the slot lies in the mapping, and nobody writes to it until it is given back.
         unsafe { std::slice::from_raw_parts(self.0.slots.at(self.0.used), SLOT_BYTES) }
@@ -250,6 +297,8 @@ mod tests {
                     for chunk in chunks.clone() {
                         if chunk % 10 == 2 {
                             sender.hand_zero(chunk);
+                        } else if chunk % 3 == 0 {
+                            sender.hand_written(chunk, held(chunk));
                         } else {
                             let mut slot = sender.slot(|| false).expect("it is waited for");
                             slot.content().fill(chunk as u8);
@@ -260,11 +309,19 @@ mod tests {
                 });
                 let mut receiver = slots.receiver();
                 for chunk in chunks.clone() {
-                    let (received, slot) = receiver.receive();
+                    let (received, handed) = receiver.receive();
                     assert_eq!(received, chunk);
-                    let content = slot.as_ref().map_or(Chunk::Zero, |slot| Chunk::Data(slot.tag()));
+                    let (content, is_written) = match handed {
+                        Handed::Zero => (Chunk::Zero, true),
+                        Handed::Written(tag) => (Chunk::Data(tag), true),
+                        Handed::Lost(error) => panic!("{error}"),
+                        Handed::Copy(slot, tag) => {
+                            assert!(slot.content().iter().all(|byte| *byte == chunk as u8));
+                            (Chunk::Data(tag), false)
+                        }
+                    };
                     assert_eq!(content, held(chunk));
-                    assert!(slot.is_none_or(|slot| slot.content().iter().all(|byte| *byte == chunk as u8)));
+                    assert!(content == Chunk::Zero || is_written == (chunk % 3 == 0));
                 }
             });
         }
@@ -278,9 +335,9 @@ mod tests {
             sender.slot(|| true).expect("it is free").hand(chunk, held(chunk));
         }
         assert!(sender.slot(|| true).is_none());
-        let (_, slot) = receiver.receive();
+        let (_, handed) = receiver.receive();
         assert!(sender.slot(|| true).is_none(), "it is read");
-        drop(slot);
+        drop(handed);
         assert!(sender.slot(|| true).is_some());
     }
 }

@@ -14,6 +14,7 @@ use crate::limits::CHUNK_BYTES;
 use crate::sparse::Named;
 
 mod ahead;
+mod straight;
 
 const MEMORY: u64 = 4 * CHUNK_BYTES;
 
@@ -49,7 +50,7 @@ fn protects() -> bool {
 
 /// `memory` for a writer that protects it, with copies of `chunks` chunks at most.
 fn lent(memory: &GuestMemoryMmap, chunks: u64) -> Lent {
-    let copies = Copies { most_bytes: chunks * CHUNK_BYTES, ready_bytes: u64::MAX, has_room: Arc::new(|| true) };
+    let copies = Copies { most_bytes: chunks * CHUNK_BYTES, ready_bytes: u64::MAX, room: Arc::new(|| u64::MAX) };
     Lent { memory: memory.clone(), mapping: Arc::new(memory.clone()), habits: Arc::default(), copies }
 }
 
@@ -71,14 +72,13 @@ fn begun(way: Way, memory: &GuestMemoryMmap, directory: &tempfile::TempDir) -> F
 #[test]
 fn what_is_written_is_memory_as_it_was_at_the_cut() {
     for way in ways().iter().copied() {
-        what_is_written_is_memory_as_it_was(way);
+        what_is_written_is_memory_as_it_was(way, &tempfile::tempdir().expect("directory"));
     }
 }
 
-fn what_is_written_is_memory_as_it_was(way: Way) {
-    let directory = tempfile::tempdir().expect("directory");
+fn what_is_written_is_memory_as_it_was(way: Way, directory: &tempfile::TempDir) {
     let memory = guest();
-    let writer = begun(way, &memory, &directory);
+    let writer = begun(way, &memory, directory);
     for chunk in 0..4 {
         memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 4096)).expect("the guest goes on");
         memory.write_obj(99_u64, GuestAddress(chunk * CHUNK_BYTES + 9 * 4096)).expect("where it never was");

@@ -97,7 +97,7 @@ fn ram_is_the_same_wherever_it_was_written_to_meanwhile_and_can_be_lent_afterwar
         assert!(ram.mapped().is_empty() && !moving.is_prepared());
         drop(moving);
         assert!(content(&ram) == expected);
-        let copies = Copies { most_bytes: MIB, ready_bytes: MIB, has_room: Arc::new(|| true) };
+        let copies = Copies { most_bytes: MIB, ready_bytes: MIB, room: Arc::new(|| u64::MAX) };
         assert!(ram.lend(copies).is_some());
         assert!(content(&mapped(&image)) == as_saved, "the image has not changed");
     }
