@@ -1,18 +1,13 @@
 //! How fast an image is written, and how fast `dd` writes as much to the same file system, in turns.
-//!
-//! A writer digests what it writes, on the one core that the guest leaves it: where the file system is memory, it can be
-//! about as fast as `dd` and the digests after each other.
 
 use std::{
     fs::{self, File},
-    hint::black_box,
     path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use ckvmm_snapshot::Tagging;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,8 +23,6 @@ const ROUNDS: usize = 8;
 const _: () = assert!(ROUNDS.is_multiple_of(2));
 /// What a device may take to discard an image.
 const DISCARD: Duration = Duration::from_secs(2);
-/// Bytes.
-const DIGESTED: usize = 256 << 20;
 
 /// Bytes in a second, to the disk and not only to its cache.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,15 +30,13 @@ pub(crate) struct Throughput {
     place: Place,
     dd: f64,
     ckvmm: f64,
-    /// What one core can do that writes as `dd` does, and digests; of what is in memory.
-    in_turn: Option<f64>,
 }
 
 /// Measures each place; the guest works while `dd` writes, as it does while its image is written.
 pub(crate) fn measure(touched_mib: u64, scratch: &mut Scratch) -> Vec<Throughput> {
     heading(
         &format!("Writing {touched_mib} MiB, from the request until it is on the disk"),
-        &["file system", "dd with fsync MiB/s", "ckvmm MiB/s", "of dd's", "dd and digests on one core MiB/s"],
+        &["file system", "dd with fsync MiB/s", "ckvmm MiB/s", "of dd's"],
     );
     [Place::Tmpfs, Place::Disk].map(|place| measure_in(place, touched_mib, scratch)).into()
 }
@@ -54,9 +45,6 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
     let case = Case { place, ..Case::new(touched_mib, 16) };
     let mut guest = Guest::boot(Method::Ckvmm, case, scratch);
     let file = scratch.dir(place).join("dd");
-    // Not zeros, which would be one page of the host's, and in the cache; and as large as no cache is.
-    let content = vec![1; DIGESTED];
-    let mut digests = Vec::with_capacity(ROUNDS);
     let by_dd = || {
         // As long as before a checkpoint: pages that were free for a while cost more where the host is a guest itself.
         thread::sleep(SETTLE);
@@ -73,7 +61,6 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
     };
     let (dd, ckvmm): (Vec<f64>, Vec<f64>) = (0..ROUNDS)
         .map(|round| {
-            digests.push(digest(&content));
             // Pages come back in the order in which they were given up: what suits one writer does not suit the next.
             match round % 2 {
                 0 => (by_dd(), by_ckvmm()),
@@ -84,24 +71,13 @@ fn measure_in(place: Place, touched_mib: u64, scratch: &mut Scratch) -> Throughp
             }
         })
         .unzip();
-    let [dd, ckvmm, digests] = [dd, ckvmm, digests].map(median);
-    let (name, in_turn) = match place {
-        Place::Tmpfs => ("tmpfs", Some(1.0 / (1.0 / dd + 1.0 / digests))),
-        Place::Disk => ("the disk's", None),
+    let [dd, ckvmm] = [dd, ckvmm].map(median);
+    let name = match place {
+        Place::Tmpfs => "tmpfs",
+        Place::Disk => "the disk's",
     };
-    let in_turn_mib = in_turn.map_or_else(String::new, |rate| mib(rate, 0));
-    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0), in_turn_mib]);
-    Throughput { place, dd, ckvmm, in_turn }
-}
-
-/// Bytes in a second that the guest's memory can be digested, chunk by chunk, by one core.
-fn digest(content: &[u8]) -> f64 {
-    let tagging = Tagging::Mac([0; 16]);
-    let begun = Instant::now();
-    for chunk in content.chunks(2 << 20) {
-        black_box(tagging.tag(chunk));
-    }
-    content.len() as f64 / begun.elapsed().as_secs_f64()
+    row(&[name.to_owned(), mib(dd, 0), mib(ckvmm, 0), format!("{:.0} %", ckvmm / dd * 100.0)]);
+    Throughput { place, dd, ckvmm }
 }
 
 /// Has a file system do now what removing a file means for it, discarding blocks on the device for one: with its next
