@@ -25,7 +25,7 @@ pub(crate) enum Change<'a> {
     Share {
         to: &'a File,
     },
-    /// Up to so many bytes, to the place that they have in the other file.
+    /// Up to so many bytes, from another file or from memory.
     Copy {
         to: &'a File,
         offset: u64,

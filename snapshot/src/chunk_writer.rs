@@ -220,6 +220,12 @@ impl ChunkWriter {
         WrittenChunk { chunk: Chunk::Zero, changed: if was_zero { Changed::Nothing } else { Changed::All } }
     }
 
+    /// A chunk that somebody else has written, if this one [`only_writes`](Self::only_writes).
+    pub(crate) fn written(&self, tag: Tag) -> WrittenChunk {
+        debug_assert!(self.only_writes());
+        WrittenChunk { chunk: Chunk::Data(tag), changed: Changed::All }
+    }
+
     /// Tags a chunk unless it has a tag, and writes its pieces that are not zero.
     fn write_first(&mut self, memory: Source<'_>, planned: &PlannedChunk, to: &File) -> io::Result<Chunk> {
         let Some(direct) = &mut self.direct else {

@@ -135,7 +135,7 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     perform(Change::Write { file, bytes, offset }, || file.write_all_at(bytes, offset))
 }
 
-/// Writes all of `memory`, which somebody may change meanwhile, at `offset`; the file's own position is behind that then.
+/// Writes all of `memory`, which somebody may change meanwhile, at `offset`, and moves the file's position.
 pub(crate) fn write_memory_at(file: &File, memory: &VolatileSlice<'_>, offset: u64) -> io::Result<()> {
     perform(Change::Copy { to: file, offset, count: memory.len() }, || {
         let mut there = file;

@@ -94,18 +94,35 @@ fn a_limit_on_memory_costs_the_checkpoint_and_nothing_else() {
     // With one CPU Linux may look for another victim before it has counted what it gets from the first.
     let killed_one = (0..ATTEMPTS).any(|_| {
         let Some(group) = Cgroup::new(Limits::Memory) else { return true };
-        is_the_writer_s_end(&group)
+        let home = Home::in_memory();
+        let vm = boot_in(&group, &home, "fork");
+        // The writer gives nothing back while it stands still, so all that the guest writes now is copied.
+        let writer = Stopped::begin(&vm);
+        group.limit(Some(group.charged() + 2 * MIB));
+        is_the_writer_s_end(&group, &home, vm, Some(writer))
     });
     assert!(killed_one, "the limit kills the VM, too");
 }
 
-/// False if the VM's end came with that of its writer.
-fn is_the_writer_s_end(group: &Cgroup) -> bool {
-    let home = Home::in_memory();
-    let mut vm = boot_in(group, &home, "fork");
-    // The writer gives nothing back while it stands still, so all that the guest writes now is copied.
-    let writer = Stopped::begin(&vm);
-    group.limit(Some(group.charged() + 2 * MIB));
+#[test]
+fn an_image_in_memory_that_a_limit_has_no_room_for_costs_the_checkpoint_and_nothing_else() {
+    if guest::skipped() || !guest::can_protect() {
+        return;
+    }
+    // As above.
+    let killed_one = (0..ATTEMPTS).any(|_| {
+        let Some(group) = Cgroup::new(Limits::Memory) else { return true };
+        let home = Home::in_memory();
+        let vm = boot_in(&group, &home, "protect");
+        group.limit(Some(group.charged() + 12 * MIB));
+        vm.signal(Signal::SIGUSR1);
+        is_the_writer_s_end(&group, &home, vm, None)
+    });
+    assert!(killed_one, "the limit kills the VM, too");
+}
+
+/// Waits for that. False if the VM's end came with that of its writer.
+fn is_the_writer_s_end(group: &Cgroup, home: &Home, mut vm: Ckvmm, writer: Option<Stopped>) -> bool {
     let said = |line: &String| line.contains("the guest goes on");
     let line = wait_until("the writer is killed, and perhaps the VM", || {
         let line = vm.messages.all().into_iter().find(said);
@@ -122,7 +139,7 @@ fn is_the_writer_s_end(group: &Cgroup) -> bool {
     bare_metal::goes_on(&mut vm);
 
     group.limit(None);
-    succeeds(&home, &mut vm);
+    succeeds(home, &mut vm);
     vm.kill9();
     true
 }

@@ -217,7 +217,8 @@ fn the_guest_s_time_goes_on_while_its_checkpoint_is_written_and_its_memory_does_
     if guest::skipped() {
         return;
     }
-    let home = Home::in_memory();
+    // Not in memory, where it may not be the child that writes.
+    let home = Home::new();
     let mut vm = boot(&home);
     let before = guest::steps(&mut vm);
     let writer = Stopped::begin(&vm);
@@ -238,7 +239,8 @@ fn a_guest_that_is_reset_while_its_ram_is_written_begins_again_and_its_checkpoin
         if mode == "protect" && !guest::can_protect() {
             continue;
         }
-        let home = Home::in_memory();
+        // As above.
+        let home = Home::new();
         let mut config = guest::config("linux", "320MiB", JOB);
         config["checkpoint"]["mode"] = mode.into();
         let mut vm = home.boot(&config);

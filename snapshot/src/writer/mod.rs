@@ -1,5 +1,5 @@
 //! The writer: a child process that writes guest RAM as it was at the cut, while the guest goes on. RAM is either
-//! protected ([`protected`]), and the child is handed copies of it, or forked:
+//! protected ([`protected`]), and the child is handed copies of it, or only told what was written, or it is forked:
 //!
 //! ```text
 //! parent   prepare │ fork │ resume, begin │ the guest runs            │ wait: map, digest, commit
@@ -161,7 +161,7 @@ impl PreparedWriter {
         let order = Order { chunks: self.order.iter().map(|(number, _)| *number).collect(), habits: nth.len() };
         let planned: Vec<_> = memory::plan(&self.target.regions).collect();
         let PreparedWriter { target, chunks, descriptors, nice, is_roomy, .. } = self;
-        let straight = if *is_roomy || !chunks.only_writes() { None } else { Straight::to(&target.file)? };
+        let straight = if *is_roomy || !chunks.only_writes() { None } else { Straight::to(&target.file) };
         let task = Task { order, tagging: target.tagging, straight };
         let protection = Protection::prepare(lent, &planned, task, *is_roomy, *nice, target.aside.clone())?;
         // Where that cannot be the pause takes a little longer.

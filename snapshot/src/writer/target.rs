@@ -85,7 +85,7 @@ impl Target {
             let written = match handed {
                 Handed::Zero => chunks.zero(chunk),
                 Handed::Lost(error) => return Err(Stop::Trouble(Trouble::Write(error))),
-                Handed::Written(tag) => WrittenChunk { chunk: Chunk::Data(tag), changed: Changed::All },
+                Handed::Written(tag) => chunks.written(tag),
                 Handed::Copy(slot, tag) => {
                     chunks.write(Source::Copy(slot.content(), tag), planned, &self.file).map_err(Stop::Trouble)?
                 }

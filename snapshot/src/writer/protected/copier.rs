@@ -1,5 +1,5 @@
-//! Who hands all chunks to the child: those that nobody writes to, which it copies, and the copies of the others. What it
-//! can write itself it only tells of.
+//! Who hands all chunks to the child: those that nobody writes to, which it copies, and the copies of the others. Of what
+//! it can write itself it only tells.
 
 use std::io;
 use std::mem;
@@ -64,7 +64,6 @@ impl Copier<'_> {
                     return Err(End::Hopeless);
                 }
                 aside.step();
-                self.straight.take_if(|straight| !straight.may(&*shared.room));
                 // The guest may wait for the memory that a kept copy is in.
                 match shared.kept.next() {
                     Some(kept) => self.hand_kept(kept)?,
@@ -90,8 +89,13 @@ impl Copier<'_> {
             if chunk.take() {
                 self.child.hand_zero(number);
             }
-        } else if let Some(straight) = &self.straight {
-            let held = straight.write(chunk, chunk.pieces(present), &mut self.tagger)?;
+            return Ok(());
+        }
+        self.look()?;
+        if let Some(straight) = &self.straight {
+            // What somebody else has taken need not be written to its end.
+            let pieces = chunk.pieces(present).take_while(|_| !chunk.is_taken());
+            let held = straight.write(chunk, pieces, &mut self.tagger)?;
             if chunk.take() {
                 self.copied.add(&chunk.host, is_habit).for_each(|memory| shared.unprotect(&memory));
                 self.child.hand_written(number, held);
@@ -110,10 +114,21 @@ impl Copier<'_> {
         Ok(())
     }
 
+    /// Looks, before each chunk, whether it is still wanted, and whether there is room to write it here.
+    fn look(&mut self) -> Result<(), End> {
+        let shared = self.shared;
+        if shared.is_hopeless() {
+            return Err(End::Hopeless);
+        }
+        self.straight.take_if(|straight| !straight.may_take_one(&*shared.room));
+        Ok(())
+    }
+
     /// Hands over a copy of what somebody else has taken.
     fn hand_kept(&mut self, kept: KeptCopy) -> Result<(), End> {
         let (shared, number) = (self.shared, kept.chunk);
         let chunk = &shared.chunks[number];
+        self.look()?;
         if let Some(straight) = &self.straight {
             let held = straight.write(chunk, chunk.pieces_of(shared.kept.memory(&kept)), &mut self.tagger);
             shared.kept.give_back(kept);

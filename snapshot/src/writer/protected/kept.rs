@@ -2,7 +2,7 @@
 //!
 //! They are in memory of this process alone, which can be huge pages: a page of memory that is shared with a child takes
 //! the kernel much longer, and a guest would wait for all that was not made ready. The child is handed a copy
-//! of the copy.
+//! of the copy, if it is the one that writes.
 //!
 //! Invariant: a slot is written by the one who took it, then read by the copier, then free.
 #![allow(unsafe_code)]

@@ -26,8 +26,8 @@ pub struct Copies {
     /// So many bytes of it at most are made ready before the cut, which waits for that: what is not makes the guest wait
     /// after it, a little longer for each copy.
     pub ready_bytes: u64,
-    /// For how many more bytes there is room: where there is none the guest waits until the child has written some. In doubt
-    /// an out-of-memory killer would take the VM, whose memory it is.
+    /// For how many more bytes there is room, be they copies or of a file that is in memory: where there is none the guest
+    /// waits until the child has written some. In doubt an out-of-memory killer would take the VM, whose memory it is.
     pub room: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 

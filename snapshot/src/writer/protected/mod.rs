@@ -6,6 +6,7 @@
 //! protect   protect that again · look which pages there are · copy some of it    in its pause
 //! fault     copy the chunk · unprotect it                                        who writes there waits meanwhile
 //! copier    copy, tag and hand to the child: these copies, all other chunks      the guest runs
+//!           or write them itself ([`straight`]), and tell the child
 //! ```
 //!
 //! A fork copies page tables while the guest stands still, and its huge pages are split as the guest writes. Here neither

@@ -6,8 +6,8 @@
 //! slots    2 MiB each, used by turns
 //! ```
 //!
-//! Invariants: one thread hands chunks over, each once. An entry is written before that, and a slot, then read by the
-//! child; a slot is free then.
+//! Invariants: one thread hands chunks over, each once. It writes entry and slot before it says so; then the child reads
+//! them, and gives the slot back.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -28,8 +28,8 @@ const SLOT_BYTES: usize = CHUNK_BYTES as usize;
 /// take no more CPUs than one writer would.
 const SLOTS: [u32; 2] = [1, MOST];
 const MOST: u32 = 3;
-/// The child hears of so many chunks together if there is nothing to do for them.
-const TOGETHER: usize = 8;
+/// The child is woken for so many chunks together if all that it has to do is to note them.
+const NOTED_TOGETHER: usize = 8;
 /// How often somebody who waits for a slot asks whether there is anything to wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -53,7 +53,7 @@ struct Entry {
 const NOWHERE: u32 = 0;
 const IN_SLOT: u32 = 1;
 const IN_FILE: u32 = 2;
-/// It is no chunk but an errno.
+/// There are no more; [`Entry::chunk`] is an errno.
 const LOST: u32 = 3;
 const NO_TAG: Tag = Tag([0; 32]);
 
@@ -205,8 +205,8 @@ impl<'a> Sender<'a> {
         self.handed += 1;
         let handed = &self.slots.header().handed;
         handed.fetch_add(1, Release);
-        let is_awaited = matches!(entry.place, IN_SLOT | LOST) || self.handed == self.slots.chunks;
-        if is_awaited || self.handed.is_multiple_of(TOGETHER) {
+        let is_work = matches!(entry.place, IN_SLOT | LOST);
+        if is_work || self.handed == self.slots.chunks || self.handed.is_multiple_of(NOTED_TOGETHER) {
             futex::wake(handed);
         }
     }

@@ -3,10 +3,12 @@
 //! Of a chunk that it hands over the child makes one more copy, on that same CPU. So the kernel copies it from guest RAM to
 //! the file, it is tagged while it is in the cache, and the child is only told.
 //!
-//! Invariant: where somebody else has taken a chunk by the time that it is written, the file holds nothing of it.
+//! Invariants: where somebody else has taken a chunk by the time that it is written, the file holds nothing of it. Where
+//! nobody has, it was protected all the time: RAM is read more than once for it, and was the same.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use vm_memory::VolatileSlice;
@@ -16,8 +18,10 @@ use crate::files;
 use crate::limits::CHUNK_BYTES;
 use crate::tag::{self, ChunkTagger, is_zero};
 
-/// This part of the room that there is may be taken before somebody looks again, which takes a while.
+/// This part of the room that there is may be taken before somebody looks again, which takes a while; and no more than
+/// so many chunks, for others take it, too.
 const PART_OF_ROOM: u64 = 4;
+const MOST: u64 = 32;
 
 /// The copier's way to the memory file.
 #[derive(Debug)]
@@ -28,17 +32,19 @@ pub(in super::super) struct Straight {
 }
 
 impl Straight {
-    /// To `file`, if that is in memory.
-    pub(in super::super) fn to(file: &File) -> io::Result<Option<Straight>> {
-        let is_memory = fstatfs(file)?.filesystem_type() == TMPFS_MAGIC;
-        is_memory.then(|| Ok(Straight { file: file.try_clone()?, allowed: 0 })).transpose()
+    /// To `file`, if that is in memory. Where that cannot be had the child writes.
+    pub(in super::super) fn to(file: &File) -> Option<Straight> {
+        let is_memory = fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+        // Opened once more, it has a position of its own.
+        let open = || OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+        Some(Straight { file: is_memory.then(open)??, allowed: 0 })
     }
 
-    /// Whether one more chunk may be written, where there is `room` for so many bytes: it is this process that takes that
-    /// memory, and in doubt an out-of-memory killer would take the VM.
-    pub(super) fn may(&mut self, room: impl FnOnce() -> u64) -> bool {
+    /// Whether memory for one more chunk may be taken, where there is `room` for so many bytes: it is this process that
+    /// takes it, and in doubt an out-of-memory killer would take the VM.
+    pub(super) fn may_take_one(&mut self, room: impl FnOnce() -> u64) -> bool {
         if self.allowed == 0 {
-            self.allowed = room() / PART_OF_ROOM / CHUNK_BYTES;
+            self.allowed = (room() / PART_OF_ROOM / CHUNK_BYTES).min(MOST);
         }
         let may = self.allowed > 0;
         self.allowed = self.allowed.saturating_sub(1);
@@ -79,8 +85,7 @@ impl Straight {
 /// Whether `each` is true of every part of `memory`, from a copy of it in `part`.
 fn all_parts(memory: &VolatileSlice<'_>, part: &mut [u8], mut each: impl FnMut(&[u8]) -> bool) -> bool {
     (0..memory.len()).step_by(part.len()).all(|start| {
-        // It is not behind the end.
-        let copied = memory.offset(start).map_or(0, |rest| rest.copy_to(part));
+        let copied = memory.offset(start).expect("it begins before the end").copy_to(part);
         each(&part[..copied])
     })
 }
@@ -92,11 +97,11 @@ mod tests {
     #[test]
     fn where_memory_gets_scarce_one_looks_again_sooner() {
         let file = tempfile::tempfile_in("/dev/shm").expect("there is memory");
-        let mut straight = Straight::to(&file).expect("it is open").expect("it is in memory");
+        let mut straight = Straight::to(&file).expect("it is in memory");
         let mut room = 64 * CHUNK_BYTES;
         let mut looked_after = Vec::new();
         for written in 0.. {
-            let may = straight.may(|| {
+            let may = straight.may_take_one(|| {
                 looked_after.push(written);
                 room
             });
@@ -106,11 +111,6 @@ mod tests {
             room -= CHUNK_BYTES;
         }
         assert_eq!(looked_after, [0, 16, 28, 37, 43, 48, 52, 55, 57, 58, 59, 60, 61]);
-    }
-
-    #[test]
-    fn a_disk_is_no_memory() {
-        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).expect("it can be written to");
-        assert!(Straight::to(&file).expect("it is open").is_none());
+        assert!(straight.may_take_one(|| u64::MAX) && straight.allowed == MOST - 1);
     }
 }
