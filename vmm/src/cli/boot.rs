@@ -21,7 +21,6 @@ pub struct BootOptions {
     pub member: bool,
 }
 
-/// Boot a VM and stay with it until it ends
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm boot --config vm.json

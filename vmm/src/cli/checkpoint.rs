@@ -15,7 +15,6 @@ use crate::operations::{Operation, OperationState};
 /// How often the operation is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Checkpoint a VM and wait until the checkpoint is durable
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ckvmm checkpoint node0                     # the next one in the VM's store; prints its directory

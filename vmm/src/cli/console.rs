@@ -20,7 +20,6 @@ use crate::host::terminal::{RawTerminal, say};
 /// Bytes moved at a time.
 const BUFFER: usize = 4096;
 
-/// Attach to a VM's serial console (Ctrl-A x leaves)
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm console node0        # vm.json: \"serial\": { \"socket\": \"console.sock\" }")]

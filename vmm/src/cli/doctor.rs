@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::{ExitStatus, output};
 use crate::doctor::{Check, Level, Report, examine};
 
-/// Say whether this host can run VMs, how fast, and what to change
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm doctor /var/lib/checkpoints

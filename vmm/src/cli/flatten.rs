@@ -7,7 +7,6 @@ use ckvmm_snapshot::{Image, Progress};
 use super::{ExitStatus, output, progress};
 use crate::network::{manifest, whole::Whole};
 
-/// Copy a checkpoint into one that shares no files with others; every byte is compared with its digest
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm flatten node0.ckvmm/checkpoints/latest /backup/node0")]

@@ -9,7 +9,6 @@ use super::{ExitStatus, output};
 use crate::network::manifest::{self, NodeEntry, PartEntry};
 use crate::network::whole::Whole;
 
-/// Show what a checkpoint holds; its manifest, state and maps are verified
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm inspect node0.ckvmm/checkpoints/latest --json | jq .manifest.config")]

@@ -12,7 +12,6 @@ use crate::network::whole::{Whole, WholePart};
 /// Name of what makes a directory a checkpoint.
 const MANIFEST: &str = "manifest.json";
 
-/// List the checkpoints in a directory, oldest first
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm list node0.ckvmm/checkpoints")]

@@ -65,23 +65,42 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+// The arguments of the one that is asked for, only.
+#[command(defer = true)]
 enum Verb {
+    /// Boot a VM and stay with it until it ends
     Boot(boot::Args),
+    /// Continue a VM from a checkpoint
     Restore(restore::Args),
+    /// List the running VMs of this user
     Ps(ps::Args),
+    /// Say how a VM is
     Status(status::Args),
+    /// Checkpoint a VM and wait until the checkpoint is durable
     Checkpoint(checkpoint::Args),
+    /// Stop a VM's CPUs until `ckvmm resume`
     Pause(power::Pause),
+    /// Let a paused VM go on
     Resume(power::Resume),
+    /// Press a VM's power button and wait until it has ended
     Stop(power::Stop),
+    /// End a VM now, without asking the guest
     Kill(power::Kill),
+    /// Attach to a VM's serial console (Ctrl-A x leaves)
     Console(console::Args),
+    /// List the checkpoints in a directory, oldest first
     List(list::Args),
+    /// Show what a checkpoint holds; its manifest, state and maps are verified
     Inspect(inspect::Args),
+    /// Copy a checkpoint into one that shares no files with others; every byte is compared with its digest
     Flatten(flatten::Args),
+    /// Run a network of VMs that is checkpointed in one instant
     Network(network::Args),
+    /// Remove all numbered checkpoints but the newest; what newer ones have of them stays
     Prune(prune::Args),
+    /// Compare every byte of a checkpoint with its digests
     Verify(verify::Args),
+    /// Say whether this host can run VMs, how fast, and what to change
     Doctor(doctor::Args),
 }
 

@@ -6,7 +6,6 @@ use super::{Clock, ExitStatus, links, nodes, output};
 use crate::network::control::{Verb, ask, find_orphan, find_state};
 use crate::network::supervisor::{self, Restore};
 
-/// Run a network of VMs that is checkpointed in one instant
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm network up net.json &             # starts all VMs, stays until all have ended

@@ -12,7 +12,6 @@ use crate::client::{Client, ClientError};
 /// How often `stop` and `kill` look whether the VM has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Stop a VM's CPUs until `ckvmm resume`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm pause node0")]
@@ -21,7 +20,6 @@ pub(super) struct Pause {
     target: Target,
 }
 
-/// Let a paused VM go on
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm resume node0")]
@@ -30,7 +28,6 @@ pub(super) struct Resume {
     target: Target,
 }
 
-/// Press a VM's power button and wait until it has ended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm stop node0
@@ -44,7 +41,6 @@ pub(super) struct Stop {
     no_wait: bool,
 }
 
-/// End a VM now, without asking the guest
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm kill node0")]

@@ -7,7 +7,6 @@ use ckvmm_snapshot::Store;
 use super::{ExitStatus, output};
 use crate::network;
 
-/// Remove all numbered checkpoints but the newest; what newer ones have of them stays
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm prune node0.ckvmm/checkpoints --keep 3     # prints those that it has removed")]

@@ -15,7 +15,6 @@ use crate::host::terminal::say;
 /// Most sockets that are looked at.
 const SOCKETS_MAX: usize = 10_000;
 
-/// List the running VMs of this user
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm ps

@@ -49,7 +49,6 @@ enum Verify {
     Full,
 }
 
-/// Continue a VM from a checkpoint
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ckvmm restore node0.ckvmm/checkpoints/000001

@@ -4,7 +4,6 @@ use super::target::Target;
 use super::{ExitStatus, output};
 use crate::api::types::VmInfo;
 
-/// Say how a VM is
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm status node0 --json")]

@@ -8,7 +8,6 @@ use serde_json::json;
 use super::{ExitStatus, output, progress};
 use crate::network::{manifest, whole::Whole};
 
-/// Compare every byte of a checkpoint with its digests
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   ckvmm verify node0.ckvmm/checkpoints/000001")]
