@@ -71,8 +71,6 @@ pub struct Hardware {
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) vm: VmFd,
     pub(super) kvm: Kvm,
-    /// Asked for once: on a host that is a guest itself each answer takes milliseconds.
-    pub(super) supported: CpuId,
     pub(super) ram: Ram,
 }
 
@@ -87,7 +85,7 @@ impl Hardware {
         let vm = make_vm();
         let make = move || {
             let (kvm, vm) = vm?;
-            let bare = Bare { supported: supported_cpuid(&kvm)?, kvm, vm };
+            let bare = Bare { kvm, vm };
             let nobody = |_| Error::os("making a VM")(io::Error::from(ErrorKind::BrokenPipe));
             let (slots, vcpus) = given.recv().map_err(nobody)?;
             let vcpus = bare.shape(slots, vcpus)?;
@@ -142,8 +140,8 @@ impl Unfinished {
     /// If `/dev/kvm` cannot be had, KVM does not allow so many vCPUs, or a call fails.
     pub fn finish(self) -> Result<Hardware> {
         let Unfinished { made, ram } = self;
-        let (Bare { vm, kvm, supported }, vcpus) = made.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
-        Ok(Hardware { vcpus, vm, kvm, supported, ram })
+        let (Bare { vm, kvm }, vcpus) = made.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+        Ok(Hardware { vcpus, vm, kvm, ram })
     }
 }
 
@@ -152,7 +150,6 @@ impl Unfinished {
 struct Bare {
     vm: VmFd,
     kvm: Kvm,
-    supported: CpuId,
 }
 
 impl Bare {
@@ -185,7 +182,7 @@ fn make_processors(vm: &VmFd, vcpus: u32) -> Result<Vec<VcpuFd>> {
     (0..vcpus).map(|id| vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))).collect()
 }
 
-/// The CPUID that this host's KVM supports.
+/// The CPUID that this host's KVM supports. On a host that is a guest itself the answer takes long.
 pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("reading the supported CPUID"))
 }

@@ -35,6 +35,7 @@ use self::{
 use crate::{
     arch::{boot_cpu, boot_cpu::Entry, cpuid},
     error::{Error, Result},
+    host_cpu::Host,
     state::{
         clock::{ClockPolicy, ClockState},
         msrs,
@@ -54,8 +55,6 @@ pub struct Machine {
     contexts: Vec<VcpuContext>,
     vm: VmFd,
     kvm: Kvm,
-    /// What KVM supports.
-    supported: CpuId,
     ram: Ram,
     tsc_khz: u32,
     running: bool,
@@ -70,7 +69,7 @@ impl Machine {
     /// # Errors
     /// If KVM lacks something, or a device cannot use its backend.
     pub fn build(hardware: Hardware, backends: Backends, notify: &Notify) -> Result<Machine> {
-        let Hardware { ram, supported, kvm, vm, vcpus: fds } = hardware;
+        let Hardware { ram, kvm, vm, vcpus: fds } = hardware;
         let Assembled { board, buses, subscribers, port } = Board::assemble(&vm, ram.memory(), backends, notify)?;
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm("reading the TSC frequency"))?;
         let io = IoThread::start(subscribers, port)?;
@@ -83,7 +82,6 @@ impl Machine {
             contexts: Vec::new(),
             vm,
             kvm,
-            supported,
             ram,
             tsc_khz,
             running: false,
@@ -221,9 +219,10 @@ impl Paused<'_> {
         let machine = &mut *self.machine;
         let fds = machine.vcpus.lock();
         let deadline = machine.kvm.check_extension(Cap::TscDeadlineTimer);
+        let supported = kvm::supported_cpuid(&machine.kvm)?;
         machine.contexts.clear();
         for (fd, id) in fds.iter().zip(0..) {
-            let cpuid = cpuid::for_vcpu(&machine.supported, id, fds.len() as u32, deadline);
+            let cpuid = cpuid::for_vcpu(&supported, id, fds.len() as u32, deadline);
             machine.contexts.push(context(&machine.kvm, &machine.vm, fd, id, cpuid)?);
             msrs::set_boot(fd, id)?;
         }
@@ -267,17 +266,24 @@ impl Paused<'_> {
     ///
     /// # Errors
     /// If the host lacks what the guest had, or a state is missing, left over, or does not fit.
-    pub fn restore(&mut self, mut states: StateMap, policy: ClockPolicy) -> Result<()> {
+    pub fn restore(&mut self, mut states: StateMap, policy: ClockPolicy, from: Host) -> Result<()> {
         let machine = &mut *self.machine;
         let fds = machine.vcpus.lock();
         let fds: Vec<&VcpuFd> = fds.iter().map(|fd| &**fd).collect();
         let clock: ClockState = states.take("clock")?;
+        let supported = match from {
+            // The guest had them here, and it takes long to ask.
+            Host::Same => None,
+            Host::Other => Some(kvm::supported_cpuid(&machine.kvm)?),
+        };
         let mut saved = Vec::with_capacity(fds.len());
         machine.contexts.clear();
         for (fd, id) in fds.iter().zip(0..) {
             let state: VcpuState = states.take(&format!("vcpu/{id}"))?;
             let cpuid = state.cpuid()?;
-            require_features(&cpuid, &machine.supported)?;
+            if let Some(supported) = &supported {
+                require_features(&cpuid, supported)?;
+            }
             machine.contexts.push(context(&machine.kvm, &machine.vm, fd, id, cpuid)?);
             saved.push(state);
         }

@@ -93,7 +93,7 @@ fn save(machine: &mut Machine) -> StateMap {
 }
 
 fn restore(machine: &mut Machine, states: StateMap) -> Result<()> {
-    machine.pause().unwrap().restore(states, ClockPolicy::Freeze)
+    machine.pause().unwrap().restore(states, ClockPolicy::Freeze, Host::Other)
 }
 
 /// The error of restoring `states` into a machine of `vcpus` vCPUs.
@@ -225,7 +225,7 @@ fn time_that_passes(policy: ClockPolicy, gap: Duration) -> Passed {
     let saved = save(&mut from);
     let clock = values(saved.clone())["clock"].clone();
     thread::sleep(gap);
-    to.pause().unwrap().restore(saved, policy).unwrap();
+    to.pause().unwrap().restore(saved, policy, Host::Other).unwrap();
     thread::sleep(gap);
     let begun = Instant::now();
     to.resume().unwrap();

@@ -19,6 +19,7 @@ use crate::{
     config::{ConfigError, VmConfig},
     error::{Error, Result},
     host::{disks, signals::Signals, state_dir::StateDir, terminal::say},
+    host_cpu,
     machine::{kvm::Hardware, ram::Ram},
     network::{self, member::Invitation},
     state::clock::ClockPolicy,
@@ -54,7 +55,8 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
         Clock::Freeze => ClockPolicy::Freeze,
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },
     };
-    machine.pause()?.restore(states, policy).map_err(|error| in_checkpoint(path, error))?;
+    let from = host_cpu::compare(&image.manifest().host);
+    machine.pause()?.restore(states, policy, from).map_err(|error| in_checkpoint(path, error))?;
     let image = Arc::new(image.into_base());
     session.base = Some(Arc::clone(&image));
     session.history = History::restored(Instant::now());
