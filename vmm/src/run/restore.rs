@@ -50,19 +50,20 @@ pub fn restore(options: RestoreOptions) -> Result<ExitStatus> {
     let origin = Origin { lineage: image.manifest().lineage, parent: Some(image.manifest().id) };
     let mut session = Session::open(config, state, disks, origin, socket)?;
     session.join(invitation, Some(&image))?;
+    // All that needs no machine comes first: one is being made.
+    let from = host_cpu::compare(&image.manifest().host);
+    let image = Arc::new(image.into_base());
+    session.base = Some(Arc::clone(&image));
+    if !options.verify_full {
+        session.verification = Verification::begin(image, Arc::clone(&session.verified), session.sender.clone())?;
+    }
     let mut machine = session.build_machine(hardware)?;
     let policy = match options.clock {
         Clock::Freeze => ClockPolicy::Freeze,
         Clock::Now => ClockPolicy::Passed { less_ns: 0 },
     };
-    let from = host_cpu::compare(&image.manifest().host);
     machine.pause()?.restore(states, policy, from).map_err(|error| in_checkpoint(path, error))?;
-    let image = Arc::new(image.into_base());
-    session.base = Some(Arc::clone(&image));
     session.history = History::restored(Instant::now());
-    if !options.verify_full {
-        session.verification = Verification::begin(image, Arc::clone(&session.verified), session.sender.clone())?;
-    }
     for disk in session.disks.iter_mut().filter(|disk| disk.is_working_copy()) {
         disk.keep();
         say(&format!("disk {}: the guest's copy is {}", disk.id, disk.path.display()));
