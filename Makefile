@@ -1,12 +1,15 @@
 # Short names for cargo and shell commands; whatever is more than a line is a script of its own.
 .DEFAULT_GOAL := help
-.PHONY: help deps images bare-metal lab-shell demo demo-network test mutants model bench bench-network soak clean
+.PHONY: help deps build images bare-metal lab-shell demo demo-network test mutants model bench bench-network soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 deps: ## look for what is needed; as root install it, else say how
 	@tests/deps
+
+build: deps ## make target/release/ckvmm, one file that needs no libraries
+	@cargo rustc --release --package ckvmm --bin ckvmm -- --codegen target-feature=+crt-static
 
 images: deps ## make the guests in build/guest/ (UPDATE=1: from the newest packages)
 	@guest-images/debian/build
@@ -36,8 +39,8 @@ model: ## every order of events of small networks, a million of larger ones; ten
 	@cargo test --quiet --package ckvmm-net --test proof larger -- --ignored --nocapture
 	@CKVMM_RUNS=1000000 cargo test --quiet --package ckvmm-net --test proof very_many_runs -- --nocapture
 
-bench: deps bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
-	@cargo build --quiet --release --package ckvmm --package ckvmm-bench
+bench: build bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
+	@cargo build --quiet --release --package ckvmm-bench
 	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench" $(ARGS)
 
 bench-network: override ARGS += --network
