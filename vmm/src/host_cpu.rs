@@ -30,8 +30,9 @@ pub fn compare(described: &Value) -> Host {
     }
 }
 
-/// What no other KVM has: neither another host's, nor this one's after a boot or with its modules loaded anew, with
-/// other parameters maybe. Absent where that cannot be known.
+/// What tells this KVM from another host's, and from this host's after a boot or with its modules loaded anew, with other
+/// parameters maybe. Absent where that cannot be known. A host that is a VM itself, and was cloned or moved to another
+/// processor while it ran, still says the same.
 fn kvm() -> Option<String> {
     let boot = fs::read_to_string(BOOT_ID).ok()?;
     let inode = |module: &&str| Some(fs::metadata(Path::new(MODULES).join(module)).ok()?.ino());
