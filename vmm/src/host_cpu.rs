@@ -5,6 +5,8 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 use kvm_bindings::CpuId;
 use serde_json::{Value, json};
 
+use crate::arch::cpuid;
+
 /// Another id at each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// What is loaded anew has another inode here.
@@ -31,15 +33,16 @@ pub fn compare(described: &Value) -> Host {
 }
 
 /// What tells this KVM from another host's, and from this host's after a boot or with its modules loaded anew, with other
-/// parameters maybe. Absent where that cannot be known. A host that is a VM itself, and was cloned or moved to another
-/// processor while it ran, still says the same.
+/// parameters maybe; and its processor from the one that it had, if it is a VM itself and was moved while it ran. Absent
+/// where that cannot be known.
 fn kvm() -> Option<String> {
     let boot = fs::read_to_string(BOOT_ID).ok()?;
     let inode = |module: &&str| Some(fs::metadata(Path::new(MODULES).join(module)).ok()?.ino());
     let vendors = VENDORS.iter().filter_map(|vendor| Some(format!(" {vendor}:{}", inode(vendor)?)));
     let vendors: String = vendors.collect();
     let known = !vendors.is_empty();
-    known.then_some(format!("{} {KVM}:{}{vendors}", boot.trim_end(), inode(&KVM)?))
+    let features = cpuid::features_here();
+    known.then_some(format!("{} {KVM}:{}{vendors} {features}", boot.trim_end(), inode(&KVM)?))
 }
 
 /// Vendor, model name, TSC frequency, KVM's CPUID of the guest, and what tells this KVM from others.
@@ -89,8 +92,9 @@ mod tests {
         let described = describe(&CpuId::new(0).unwrap(), 0);
         assert_eq!(compare(&described), Host::Same);
         let after_a_boot = described["kvm"].as_str().unwrap().replacen('-', "0", 1);
-        let loaded_anew = format!("{}1", described["kvm"].as_str().unwrap());
-        for kvm in [after_a_boot.into(), loaded_anew.into(), Value::Null] {
+        let loaded_anew = described["kvm"].as_str().unwrap().replacen(':', ":1", 1);
+        let on_another_processor = format!("{}1", described["kvm"].as_str().unwrap());
+        for kvm in [after_a_boot.into(), loaded_anew.into(), on_another_processor.into(), Value::Null] {
             let mut other = described.clone();
             other["kvm"] = kvm;
             assert_eq!(compare(&other), Host::Other, "{}", other["kvm"]);

@@ -1,6 +1,9 @@
 //! What the guest sees of its processors: KVM's supported CPUID, with the topology of this machine.
 //!
 //! Topology: one socket, a core a vCPU, one thread a core; the APIC ID is the vCPU's number.
+#![allow(unsafe_code)]
+
+use std::{arch::x86_64::__cpuid_count, collections::BTreeMap};
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -100,6 +103,24 @@ pub fn missing_features(image: &CpuId, host: &CpuId) -> Vec<String> {
     missing
 }
 
+/// What [`missing_features`] compares, of the processor that this runs on, in hexadecimal. CPUID itself is asked: what the
+/// kernel says of it is from its boot, and a host that is a VM may have been moved since.
+#[allow(unused_unsafe)]
+pub fn features_here() -> String {
+    let words = FEATURE_WORDS.iter().filter(|(function, ..)| *function != KVM_FEATURES);
+    let leaves: BTreeMap<_, Vec<_>> = words.fold(BTreeMap::new(), |mut leaves, (function, index, register, _)| {
+        leaves.entry((*function, *index)).or_default().push(*register);
+        leaves
+    });
+    let words = leaves.into_iter().flat_map(|((function, index), registers)| {
+        // SAFETY: every x86-64 processor has the instruction. (Newer compilers know.)
+        let leaf = unsafe { __cpuid_count(function, index) };
+        let leaf = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+        registers.into_iter().map(move |register| format!("{:x}", leaf[register]))
+    });
+    words.collect::<Vec<_>>().join(":")
+}
+
 /// Bits that say something of the moment rather than of the processor: OSXSAVE mirrors CR4, TSC_DEADLINE and
 /// HYPERVISOR are ours, HTT is the topology's.
 fn ignored(function: u32, register: usize) -> u32 {
@@ -111,6 +132,8 @@ fn ignored(function: u32, register: usize) -> u32 {
     }
 }
 
+/// KVM's own leaf, which its guests have (kernel document `virt/kvm/x86/cpuid`).
+const KVM_FEATURES: u32 = 0x4000_0001;
 /// (leaf, subleaf, register 0–3 for EAX–EDX, name of the word)
 const FEATURE_WORDS: &[(u32, u32, usize, &str)] = &[
     (0x1, 0, 2, "CPUID.1:ECX"),
@@ -123,7 +146,7 @@ const FEATURE_WORDS: &[(u32, u32, usize, &str)] = &[
     (0xd, 1, 0, "CPUID.D.1:EAX"),
     (0x8000_0001, 0, 2, "CPUID.80000001:ECX"),
     (0x8000_0001, 0, 3, "CPUID.80000001:EDX"),
-    (0x4000_0001, 0, 0, "KVM"),
+    (KVM_FEATURES, 0, 0, "KVM"),
 ];
 
 /// Bits with names that people know (Intel SDM vol. 2A; AMD APM vol. 3).
