@@ -7,7 +7,7 @@ use crate::api::socket;
 use crate::client::Client;
 use crate::config::Id;
 
-// The VM that a verb speaks to.
+// The VM that a verb speaks to. (A comment for documentation would stand in the verb's help.)
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Target {

@@ -32,10 +32,12 @@ fn the_definition_is_consistent() {
 fn every_verb_says_what_it_does_and_gives_an_example() {
     for verb in Cli::command().get_subcommands_mut() {
         let name = verb.get_name().to_owned();
+        let about = verb.get_about().map(ToString::to_string);
         let help = verb.render_long_help().to_string();
         assert!(help.contains("Example"), "{name} has no example");
         assert!(help.contains(&format!("  ckvmm {name}")), "{name}'s example does not call it");
-        assert!(verb.get_about().is_some(), "{name} does not say what it does");
+        assert!(about.is_some(), "{name} does not say what it does");
+        assert_eq!(verb.get_about().map(ToString::to_string), about, "{name}'s own help says something else");
         for arg in verb.get_arguments() {
             assert!(arg.get_help().is_some() || arg.get_id() == "help", "{name}: {} has no help", arg.get_id());
         }
