@@ -8,7 +8,7 @@ help: ## this list
 deps: ## look for what is needed; as root install it, else say how
 	@tests/deps
 
-build: deps ## make target/release/ckvmm, one file that needs no libraries
+build: ## make target/release/ckvmm, one file that needs no libraries
 	@cargo rustc --release --package ckvmm --bin ckvmm -- --codegen target-feature=+crt-static
 
 images: deps ## make the guests in build/guest/ (UPDATE=1: from the newest packages)
@@ -39,7 +39,7 @@ model: ## every order of events of small networks, a million of larger ones; ten
 	@cargo test --quiet --package ckvmm-net --test proof larger -- --ignored --nocapture
 	@CKVMM_RUNS=1000000 cargo test --quiet --package ckvmm-net --test proof very_many_runs -- --nocapture
 
-bench: build bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
+bench: deps build bare-metal ## what checkpoints and restores cost the guest (ARGS=--quick: in two minutes)
 	@cargo build --quiet --release --package ckvmm-bench
 	@"$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/ckvmm-bench" $(ARGS)
 
